@@ -1,0 +1,126 @@
+"""Congestion control of one peer path, shared by its streams: CUBIC (RFC 9438) behind a small interface (_fast, L7)."""
+from libc.math cimport INFINITY, cbrt
+from libc.stdint cimport uint64_t
+
+cdef enum:
+    DEFAULT_SEGMENT = 1152
+    INITIAL_WINDOW = 40960              # what stock nodes start with: 36 segments of 1152 bytes
+    MAX_WINDOW = 1 << 26                # no path of ours has a larger bandwidth-delay product worth filling
+
+cdef double CUBIC_C = 0.4
+cdef double BETA = 0.7
+cdef double RENO_ALPHA = 3.0 * (1.0 - 0.7) / (1.0 + 0.7)
+
+
+cdef class Congestion:
+    """Base of the controllers: bookkeeping of bytes in flight and round-trip time; no limit of its own."""
+
+    def __cinit__(self) -> None:
+        self.segment = DEFAULT_SEGMENT
+        self.cwnd = INITIAL_WINDOW
+        self.min_rtt = INFINITY
+
+    cdef void on_send(self, uint64_t size, double now) noexcept:
+        self.in_flight += size
+
+    cdef void on_removed(self, uint64_t size) noexcept:
+        self.in_flight -= size if size < self.in_flight else self.in_flight
+
+    cdef void on_rtt(self, double rtt) noexcept:
+        self.srtt = rtt if self.srtt == 0.0 else self.srtt + (rtt - self.srtt) / 8
+        if rtt < self.min_rtt:
+            self.min_rtt = rtt
+
+    cdef void on_ack(self, uint64_t acked, double now) noexcept:
+        pass
+
+    cdef void on_loss(self, double sent_at, double now) noexcept:
+        pass
+
+    cdef void on_timeout(self, double now) noexcept:
+        pass
+
+    cdef void set_segment(self, uint64_t segment) noexcept:
+        self.segment = segment
+
+    cdef void reset(self) noexcept:
+        self.srtt = 0.0
+        self.min_rtt = INFINITY
+
+
+cdef class Cubic(Congestion):
+    """CUBIC with slow start. One reduction per round trip: a loss counts only if it
+    was sent after the last reduction."""
+
+    def __cinit__(self) -> None:
+        self.ssthresh = MAX_WINDOW
+        self.last_reduction = -INFINITY
+        self.last_limited = -INFINITY
+
+    cdef void set_segment(self, uint64_t segment) noexcept:
+        self.segment = segment
+        # A few segments must always fit: windows counted in bytes would otherwise stop a path with large segments.
+        if self.cwnd < 4 * segment and self.last_reduction == -INFINITY:
+            self.cwnd = 4 * segment
+
+    cdef void reset(self) noexcept:
+        Congestion.reset(self)
+        self.ssthresh = MAX_WINDOW
+        self.cwnd = INITIAL_WINDOW if 4 * self.segment < INITIAL_WINDOW else 4 * self.segment
+        self.w_max = self.epoch_start = self.k = self.w_est = 0.0
+        self.last_reduction = -INFINITY
+
+    cdef void on_send(self, uint64_t size, double now) noexcept:
+        self.in_flight += size
+        if self.in_flight + 2 * self.segment >= self.cwnd:
+            self.last_limited = now
+
+    cdef void on_ack(self, uint64_t acked, double now) noexcept:
+        cdef double t, target, window, rtt
+        rtt = self.srtt if self.srtt > 0.0 else 0.1
+        # A window that is not used says nothing about the path: grow only while it
+        # was the limit within a round trip or so.
+        if now - self.last_limited > 2.0 * rtt + 0.01:
+            return
+        if self.cwnd < self.ssthresh:
+            self.cwnd += acked
+        else:
+            if self.epoch_start == 0.0:
+                self.epoch_start = now
+                window = <double> self.cwnd / self.segment
+                if self.w_max < window:
+                    self.w_max = window
+                self.k = cbrt((self.w_max - window) / CUBIC_C)
+                self.w_est = window
+            window = <double> self.cwnd / self.segment
+            t = now - self.epoch_start + rtt - self.k
+            target = CUBIC_C * t * t * t + self.w_max
+            self.w_est += RENO_ALPHA * (<double> acked / self.segment) / window
+            if target < self.w_est:
+                target = self.w_est
+            if target > window * 1.5:
+                target = window * 1.5
+            if target > window:
+                self.cwnd += <uint64_t> ((target - window) / window * acked)
+        if self.cwnd > MAX_WINDOW:
+            self.cwnd = MAX_WINDOW
+
+    cdef double reduce(self, double now) noexcept:
+        cdef double window = <double> self.cwnd / self.segment
+        self.w_max = window * (1.0 + BETA) / 2.0 if window < self.w_max else window
+        self.epoch_start = 0.0
+        self.last_reduction = now
+        self.ssthresh = <uint64_t> (self.cwnd * BETA)
+        if self.ssthresh < 2 * self.segment:
+            self.ssthresh = 2 * self.segment
+        return window
+
+    cdef void on_loss(self, double sent_at, double now) noexcept:
+        if sent_at <= self.last_reduction:
+            return
+        self.reduce(now)
+        self.cwnd = self.ssthresh
+
+    cdef void on_timeout(self, double now) noexcept:
+        self.reduce(now)
+        self.cwnd = 2 * self.segment

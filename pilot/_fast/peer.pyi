@@ -1,0 +1,38 @@
+from typing_extensions import disjoint_base
+
+from pilot._fast.seal import Session
+
+@disjoint_base
+class Peer:
+    session: Session | None
+    relay: bool
+    pinned: bool
+    watched: bool
+    direct_frames: int
+    misses: int
+    first_sent: float
+    last_sent: float
+    last_heard: float
+    last_heard_direct: float
+    last_used: float
+    auth_failures: int
+    replays: int
+    outside: int
+    address: tuple[str, int] | None
+    segment_bytes: int
+    @property
+    def node(self) -> int: ...
+    @property
+    def is_self(self) -> bool: ...
+    @property
+    def previous(self) -> Session | None: ...
+    @property
+    def open_streams(self) -> int: ...
+    @property
+    def pending_packets(self) -> int: ...
+    @property
+    def srtt(self) -> float: ...
+    @property
+    def congestion_window(self) -> int: ...
+    @property
+    def in_flight(self) -> int: ...

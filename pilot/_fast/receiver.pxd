@@ -1,0 +1,49 @@
+# The receiving half of a stream (_fast, L7): see receiver.pyx.
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from pilot._fast.reassembly cimport Reassembly
+from pilot._fast.ring cimport ring
+
+cdef enum:
+    SLOT_WORTH = 1152               # bytes a window slot stands for between our nodes
+    MIN_LIMIT = 512 * 4096          # what builds up to 1.14.1 may send into 512 slots
+    MAX_SLOTS = 65535
+    SACK_MAX_BYTES = 37
+
+cdef enum arrival:
+    IN_ORDER = 0
+    HELD = 1                        # behind a hole
+    DUPLICATE = 2                   # nothing new in it
+    DROPPED = 3                     # no room, or too far ahead: as if it had been lost
+
+
+cdef class Budget:
+    cdef readonly uint64_t limit    # bytes all receive rings of a node may own together
+    cdef readonly uint64_t used
+
+
+cdef class Receiver(Reassembly):
+    cdef uint32_t irs               # the peer's initial sequence number
+    cdef uint64_t next              # RCV.NXT as a stream offset
+    cdef uint64_t read_at           # first byte the reader has not taken
+    cdef ring bytes_
+    cdef uint64_t limit             # most bytes kept between read_at and the highest byte received
+    cdef Budget budget
+    cdef uint64_t edge              # right edge of the window last advertised
+    cdef uint32_t advertised        # slots last advertised
+    cdef bint discard               # nobody will read any more
+    cdef int pending                # segments received since the last acknowledgment sent
+    cdef bint ack_now
+    cdef bint reopened              # a closed window was opened, and nothing has come since
+    cdef inline uint32_t seq(self) noexcept:
+        return <uint32_t> (self.irs + 1 + self.next)
+    cdef uint64_t offset_of(self, uint32_t seq) noexcept
+    cdef arrival take(self, uint32_t seq, const uint8_t *payload, uint32_t length) noexcept
+    cdef uint64_t reachable(self) noexcept
+    cdef bint make_room(self, uint64_t end) noexcept
+    cdef uint32_t slots(self) noexcept
+    cdef bint window_worth_telling(self) noexcept
+    cdef int build_sack(self, uint8_t *out) noexcept
+    cdef uint64_t consume(self, uint8_t *out, uint64_t count) noexcept
+    cdef void release(self) noexcept
+    cdef void trim(self) noexcept

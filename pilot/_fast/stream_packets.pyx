@@ -1,0 +1,178 @@
+"""What a stream is called and the packets it can send: SYN, ACK, SACK, data, probes, RST; and
+what it needs of its table (_fast, L7)."""
+from libc.math cimport INFINITY
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from pilot._fast.addr cimport new_addr
+from pilot._fast.egress cimport WAY_CURRENT
+from pilot._fast.packet cimport FLAG_ACK, FLAG_RST, PROTOCOL_STREAM, packet
+from pilot._fast.peer cimport Peer
+from pilot._fast.receiver cimport SLOT_WORTH, Receiver
+from pilot._fast.ring cimport ring_read
+from pilot._fast.sender cimport Sender
+from pilot._fast.timers cimport TimerEntry
+
+
+cdef class StreamHost:
+    """What a stream needs from the table it lives in. `Mux` implements it."""
+
+    cdef double now(self) noexcept:
+        return 0.0
+
+    cdef void touch(self, StreamPackets stream) noexcept:
+        pass
+
+    cdef void want_flush(self, StreamPackets stream) noexcept:
+        pass
+
+    cdef void want_flush_soon(self, StreamPackets stream) noexcept:
+        pass
+
+    cdef void wait_for_window(self, StreamPackets stream) noexcept:
+        pass
+
+    cdef void ended(self, StreamPackets stream) noexcept:
+        pass
+
+    cdef void remove(self, StreamPackets stream) noexcept:
+        pass
+
+    cdef bint redial(self, StreamPackets stream) noexcept:
+        return False
+
+    cdef bint dial_needs_relay(self, Peer peer, double now) noexcept:
+        return False
+
+    cdef void full_segments_lost(self, Peer peer, double now) noexcept:
+        pass
+
+    cdef void event(self, str topic, StreamPackets stream) noexcept:
+        pass
+
+
+cdef class StreamPackets(TimerEntry):
+    """The base of `StreamCore`: its two ends, its halves, and every packet it can make. Decides nothing."""
+
+    def __cinit__(self, StreamHost host not None, Peer peer not None, Sender out not None,
+                  Receiver into not None) -> None:
+        self.host = host
+        self.peer = peer
+        self.out = out
+        self.into = into
+
+    cdef void emit(self, int flags, uint32_t seq, uint32_t ack, uint32_t window, double now) noexcept:
+        """A packet without payload."""
+        cdef packet p
+        if self.host.egress.begin(self.peer, 0, now, WAY_CURRENT) == NULL:
+            return
+        self.address(&p)
+        p.flags = <uint8_t> flags
+        p.seq, p.ack, p.window = seq, ack, <uint16_t> window
+        self.segments_sent += 1
+        self.host.egress.commit(&p, now)
+
+    cdef void address(self, packet *p) noexcept:
+        p.protocol = PROTOCOL_STREAM
+        p.src_network, p.src_node, p.src_port = self.local_network, self.local_node, self.local_port
+        p.dst_network, p.dst_node, p.dst_port = self.remote_network, self.remote_node, self.remote_port
+
+    cdef void acknowledging(self, packet *p, double now) noexcept:
+        """Put the current acknowledgment and window into a packet; nothing is owed afterwards."""
+        cdef Receiver into = self.into
+        if into.advertised == 0:
+            into.reopened = True
+        into.advertised = into.slots()
+        if into.advertised == 0:
+            into.reopened = False
+        into.edge = into.next + <uint64_t> into.advertised * SLOT_WORTH
+        into.pending = 0
+        into.ack_now = False
+        self.timers[TIMER_ACK] = INFINITY
+        p.flags = FLAG_ACK
+        p.ack = into.seq()
+        p.window = <uint16_t> into.advertised
+        self.segments_sent += 1
+
+    cdef void send_ack(self, double now) noexcept:
+        cdef packet p
+        cdef uint8_t sack[37]
+        cdef int length = self.into.build_sack(sack) if self.into.count else 0
+        cdef uint8_t *at = self.host.egress.begin(self.peer, length, now, WAY_CURRENT)
+        if at == NULL:
+            return
+        memcpy(at, sack, length)
+        self.address(&p)
+        self.acknowledging(&p, now)
+        p.seq = self.out.seq(self.out.nxt)
+        self.host.egress.commit(&p, now)
+
+    cdef void send_old_byte(self, double now) noexcept:
+        """A probe every peer answers: the byte before SND.UNA once more (before any data that is the ISN)."""
+        cdef packet p
+        cdef uint8_t *at = self.host.egress.begin(self.peer, 1, now, WAY_CURRENT)
+        if at == NULL:
+            return
+        at[0] = self.out.last_byte
+        self.address(&p)
+        self.acknowledging(&p, now)
+        p.seq = self.out.seq(self.out.una) - 1
+        self.host.egress.commit(&p, now)
+
+    cdef void send_reset(self, double now) noexcept:
+        self.emit(FLAG_RST, 0, 0, 0, now)
+
+    cdef bint send_segment(self, uint64_t offset, uint32_t length, double now) noexcept:
+        cdef packet p
+        cdef uint8_t *at = self.host.egress.begin(self.peer, length, now, WAY_CURRENT)
+        if at == NULL:
+            return False
+        ring_read(&self.out.bytes_, offset, at, length)
+        self.address(&p)
+        self.acknowledging(&p, now)
+        p.seq = self.out.seq(offset)
+        self.host.egress.commit(&p, now)
+        return True
+
+    @property
+    def local_addr(self):
+        """The own address the stream was opened to or from (the network number is the destination's)."""
+        return new_addr(self.local_network, self.local_node)
+
+    @property
+    def remote_addr(self):
+        """The peer's overlay address."""
+        return new_addr(self.remote_network, self.remote_node)
+
+    @property
+    def readable(self) -> int:
+        """Bytes that `read` can return at once."""
+        return self.into.next - self.into.read_at
+
+    @property
+    def written(self) -> int:
+        """Bytes taken by `write` since the stream began."""
+        return self.out.end
+
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes written that the peer's node has not acknowledged."""
+        return self.out.end - self.out.una
+
+    @property
+    def peer_is_ours(self) -> bool:
+        """True when the peer advertised a window no stock node does."""
+        return self.out.ours
+
+    def error(self) -> BaseException | None:
+        """Why the stream ended (a new exception each time); None while it is open and after an orderly end."""
+        return None if self.failure is None else self.fresh_failure()
+
+    cdef object fresh_failure(self):
+        """A new exception each time: raising one object again and again would grow its traceback."""
+        return type(self.failure)(*self.failure.args)
+
+    cdef bint peer_can_take_probe(self) noexcept:
+        """A tail probe repeats a segment: not into a closed window, and not where
+        the path has become too narrow for it."""
+        return self.out.peer_slots > 0 and self.out.at(self.out.last - 1).length <= self.peer.segment

@@ -1,0 +1,276 @@
+"""Where frames to a peer go: first contact, punching, relay, the way back to direct, and path reset (tunnel, L5).
+
+Source: wire.md 11 and 12.3. A peer registered as relay-only is never punched or probed, and as relay-only node we never
+send anything direct, punches included. A path reset keeps the session, as builds newer than 1.18.0 do.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+from collections.abc import Callable, Iterable
+
+from pilot.protocol import beacon
+from pilot.tunnel.exchange import Exchange
+from pilot.tunnel.interfaces import Address, ContactState, PeerLike, Resolved
+from pilot.tunnel.limits import Spacing
+from pilot.tunnel.state import CONTROL_ACK, Core, CycleKind, PeerState
+
+UNREACHABLE = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH})
+
+
+class Paths:
+    """Path decisions for all peers; `moved` hears of every change of a path made here."""
+
+    def __init__(self, core: Core, exchange: Exchange, moved: Callable[[PeerState, float], None]) -> None:
+        self._core = core
+        self._exchange = exchange
+        self._moved = moved
+        self._endpoints: dict[int, tuple[Resolved, float]] = {}
+        self._resets = Spacing(core.settings.reset_spacing_seconds, core.settings.max_peers)
+        self._resolving = 0
+        self.own_lan: tuple[str, ...] = ()
+
+    # ----------------------------------------------------------------------------------- first contact
+
+    def contact(self, node: int, now: float) -> ContactState:
+        """Make sure that a session with `node` is there or under way."""
+        state, peer = self._core.peer(node, now)
+        if state.current is not None:
+            return ContactState.READY
+        if state.cycle is not None:
+            return ContactState.EXCHANGING
+        if now < state.cooldown_until:
+            return ContactState.COOLING
+        if self._core.own_node == 0:
+            state.wanted = True
+            return ContactState.RESOLVING
+        self._exchange.identities.prefetch(node, now)
+        if peer.address is not None or peer.relay:
+            self._exchange.begin(state, CycleKind.FIRST, now)
+            return ContactState.EXCHANGING
+        cached = self._cached(node, now, self._core.settings.resolve_cache_seconds)
+        if cached is not None:
+            self._set_out(state, peer, cached, now)
+            return ContactState.EXCHANGING
+        self._resolve(state)
+        return ContactState.RESOLVING
+
+    def resolved(self, node: int, found: Resolved | None, failure: str | None, unreachable: bool, now: float) -> None:
+        """The answer to `hooks.resolve`."""
+        state = self._core.get(node)
+        if state is None or state.peer is None:
+            return
+        if state.resolving:
+            state.resolving = False
+            self._resolving -= 1
+        if found is not None:
+            self._remember(node, found, now)
+        elif unreachable:
+            found = self._cached(node, now, self._core.settings.endpoint_seconds)
+        wanted, state.upgrade_wanted = state.upgrade_wanted, False
+        if state.reset_pending:
+            state.reset_pending = False
+            self._set_out(state, state.peer, found, now)
+        elif state.current is None and state.cycle is None:
+            if found is not None:
+                self._set_out(state, state.peer, found, now)
+            else:
+                self._core.hooks.contact_failed(node, failure or "the registry does not say where it is")
+        elif wanted and found is not None:
+            self._upgrade(state, state.peer, found, now)
+
+    def forget(self, node: int) -> None:
+        """The peer is about to be removed; its endpoint stays cached for a registry outage."""
+        state = self._core.get(node)
+        if state is not None and state.resolving:
+            state.resolving = False
+            self._resolving -= 1
+
+    def _resolve(self, state: PeerState) -> None:
+        if state.resolving:
+            return
+        if self._resolving >= self._core.settings.contact_cap:
+            self._core.hooks.contact_failed(state.node, "too many peers are being resolved")
+            return
+        state.resolving = True
+        self._resolving += 1
+        self._core.hooks.resolve(state.node)
+
+    def _set_out(self, state: PeerState, peer: PeerLike, found: Resolved | None, now: float) -> None:
+        """Choose the path by what the registry said and send the first key exchange (wire.md 11.1)."""
+        core = self._core
+        if found is not None and (found.relay_only or found.address == core.datapath.beacon is not None):
+            peer.address = None
+            core.flag_relay(peer, pinned=True)
+        elif found is not None:
+            neighbour = self._neighbour(found)
+            if neighbour is None and found.address is not None:
+                self._punch(state.node)
+            if neighbour or found.address:
+                peer.address = neighbour or found.address
+            elif peer.address is None:
+                core.flag_relay(peer, pinned=False)
+        if peer.address is None and not peer.relay:
+            core.hooks.contact_failed(state.node, "it has no address, and there is no beacon to relay")
+            return
+        self._moved(state, now)
+        if state.current is None:
+            self._exchange.begin(state, CycleKind.FIRST, now)
+        else:
+            self._exchange.begin(state, CycleKind.REFRESH, now, request=True)
+
+    def _neighbour(self, found: Resolved) -> Address | None:
+        """The peer's address in a /24 we are in too, unless it is on this very host (wire.md 11.1, 3)."""
+        if found.address is not None and is_loopback(found.address[0]):
+            return None
+        for host, port in found.lan:
+            if is_private_ipv4(host) and any(same_24(host, own) for own in self.own_lan):
+                return host, port
+        return None
+
+    def _punch(self, node: int) -> None:
+        """Have the beacon introduce us; it tells each side the other's address."""
+        datapath = self._core.datapath
+        if datapath.beacon is not None and not datapath.relay_only:
+            datapath.send_frame(beacon.encode_punch_request(self._core.own_node, node), datapath.beacon)
+
+    def _remember(self, node: int, found: Resolved, now: float) -> None:
+        self._endpoints.pop(node, None)
+        self._endpoints[node] = (found, now)
+        if len(self._endpoints) > self._core.settings.endpoint_cap:
+            del self._endpoints[next(iter(self._endpoints))]
+
+    def _cached(self, node: int, now: float, age: float) -> Resolved | None:
+        found, at = self._endpoints.get(node, (None, 0.0))
+        return found if now - at < age else None
+
+    # -------------------------------------------------------------------------------- direct and relay
+
+    def path_changed(self, state: PeerState, reason: str, now: float) -> None:
+        """The datapath moved the peer by itself."""
+        if reason == "relayed":
+            self._core.hooks.publish("tunnel.relay_activated", {"peer_node_id": state.node})
+        elif reason == "blackhole":
+            self._exchange.restart_attempts(state)
+            later = now + self._core.settings.call_over_seconds
+            self._core.timers.set(("call over", state.node), later, lambda at: self._call_over(state, at))
+        self._moved(state, now)
+
+    def send_failed(self, state: PeerState, peer: PeerLike, error: int, now: float) -> None:
+        """A send to the peer was answered "unreachable": three in a row move it to the relay (wire.md 11.3)."""
+        if error not in UNREACHABLE or peer.relay:
+            return
+        if peer.last_heard > state.last_send_error:
+            state.send_errors = 0
+        state.send_errors += 1
+        state.last_send_error = now
+        if state.send_errors >= self._core.settings.send_errors and self._core.flag_relay(peer, pinned=True):
+            state.send_errors = 0
+            self._exchange.restart_attempts(state)
+            self._moved(state, now)
+
+    def dial_needs_relay(self, state: PeerState, peer: PeerLike, now: float) -> bool:
+        """A SYN went unanswered three times: relay from here, if there is one; whether frames go by relay now."""
+        if not peer.relay and self._core.flag_relay(peer, pinned=False):
+            self._moved(state, now)
+        return peer.relay
+
+    def _call_over(self, state: PeerState, now: float) -> None:
+        """Move a peer to the relay whose answers still go the dead way, by a new key sent through the relay.
+
+        A stock node counts its sends since it last heard anything, and whatever we send starts that count anew. A
+        changed key makes it send its last packets again in one go (the salvage of wire.md 8.2): the third by relay.
+        """
+        peer = state.peer
+        if peer is None or not peer.relay or peer.last_heard > now - self._core.settings.call_over_seconds:
+            return
+        self._exchange.rekey(state, now)
+
+    # ----------------------------------------------------------------------------------------- upgrade
+
+    def sweep_upgrades(self, now: float) -> None:
+        """Every 15 s: try to get relayed peers in use back to a direct path (wire.md 11.4)."""
+        core = self._core
+        if core.datapath.relay_only:
+            return
+        for state in core.peers():
+            peer = state.peer
+            if peer is None or not peer.relay or state.current is None or core.idle(peer, now):
+                continue
+            if ("upgrade", state.node) in core.timers:
+                continue
+            cached = self._cached(state.node, now, core.settings.resolve_cache_seconds)
+            if cached is not None:
+                self._upgrade(state, peer, cached, now)
+            else:
+                state.upgrade_wanted = True
+                self._resolve(state)
+
+    def _upgrade(self, state: PeerState, peer: PeerLike, found: Resolved, now: float) -> None:
+        if found.relay_only or found.address is None or not peer.relay or self._core.datapath.relay_only:
+            return
+        peer.pinned = False
+        if peer.address is None or now - peer.last_heard_direct > self._core.settings.resolve_cache_seconds:
+            peer.address = self._neighbour(found) or found.address
+        self._punch(state.node)
+        self._probe_direct(state, peer, 0, now)
+
+    def _probe_direct(self, state: PeerState, peer: PeerLike, sent: int, now: float) -> None:
+        settings = self._core.settings
+        if not peer.relay or not self._core.datapath.send_control(peer, CONTROL_ACK, 0, 0, 1, b"", now, direct=True):
+            return
+        if sent + 1 < settings.upgrade_probes:
+            later = now + settings.upgrade_spacing_seconds
+            self._core.timers.set(
+                ("upgrade", state.node), later, lambda at: self._probe_direct(state, peer, sent + 1, at)
+            )
+
+    # ------------------------------------------------------------------------------------------- reset
+
+    def reset(self, state: PeerState, reason: str, now: float) -> bool:
+        """Start over with the peer's path: resolve, punch, key exchange; the session stays. False if done lately."""
+        peer = state.peer
+        if peer is None or not self._resets.allow((state.node, reason), now):
+            return False
+        peer.pinned = False
+        self._endpoints.pop(state.node, None)
+        self._exchange.identities.forget(state.node)
+        self._exchange.lift_limits(state)
+        self._exchange.identities.prefetch(state.node, now)
+        state.reset_pending = True
+        self._core.count("path_resets")
+        self._resolve(state)
+        return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a literal IP address is this host."""
+    return ipaddress.ip_address(host).is_loopback
+
+
+def is_private_ipv4(host: str) -> bool:
+    """Whether a literal address is a private or link-local IPv4 one; anything malformed is not."""
+    try:
+        address = ipaddress.IPv4Address(host)
+    except ValueError:
+        return False
+    return (address.is_private or address.is_link_local) and not address.is_loopback and not address.is_unspecified
+
+
+def same_24(host: str, other: str) -> bool:
+    """Whether two IPv4 addresses share their first three bytes."""
+    return host.rpartition(".")[0] == other.rpartition(".")[0]
+
+
+def usable_beacons(discovered: Iterable[Address]) -> list[Address]:
+    """The registry's beacons in the order all nodes use: sorted, without those that mean nothing outside their host."""
+    usable = []
+    for host, port in sorted(set(discovered)):
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            continue
+        if not (address.is_private or address.is_loopback or address.is_link_local or address.is_unspecified):
+            usable.append((host, port))
+    return usable

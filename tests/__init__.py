@@ -1,0 +1,1 @@
+"""Tests of pilot: unit, property, simulation and interoperation suites (all layers)."""

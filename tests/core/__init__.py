@@ -1,0 +1,1 @@
+"""Tests of the compiled core on a virtual network: no sockets, no clock, seeded randomness."""

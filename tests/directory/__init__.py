@@ -1,0 +1,1 @@
+"""Tests of the registry client (L8), against a scripted registry and against our own rendezvous server."""

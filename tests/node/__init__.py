@@ -1,0 +1,1 @@
+"""Tests of the node room: async shells on a fake core, and whole nodes over loopback."""

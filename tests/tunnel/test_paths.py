@@ -1,0 +1,321 @@
+"""Which way frames go: first contact, relay, upgrade, reset (wire.md 11, 12.3; checklist 21-24)."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from pilot.tunnel import Resolved, TunnelSettings
+from tests.tunnel.fakes import BEACON, Network, kinds
+from tests.tunnel.probe import met, node_and_probe
+
+QUIET = TunnelSettings(probe_mtu=False)
+
+
+def test_relay_only_peers_are_never_punched_or_probed() -> None:
+    network, host, probe = node_and_probe()
+    network.registry[9].found = Resolved(BEACON, relay_only=True)
+    start = network.now
+    host.send(probe, b"x")
+    network.run(0.1)
+    assert kinds(network.sent(host, start)) == ["relay PILA"]
+    assert host.peer(probe).relay
+    assert host.peer(probe).pinned
+    assert host.peer(probe).address is None
+    probe.relay(probe.pila(), host)
+    probe.relay(probe.sealed(host), host)
+    for _ in range(20):
+        host.send(probe)
+        network.run(5.0)
+    assert {target for target, _ in network.sent(host, start)} == {BEACON}
+    assert "punch request" not in kinds(network.sent(host, start))
+
+
+def test_a_registered_address_that_is_the_beacons_means_relay() -> None:
+    network, host, probe = node_and_probe()
+    network.registry[9].found = Resolved(BEACON)
+    start = network.now
+    host.send(probe, b"x")
+    network.run(0.1)
+    assert kinds(network.sent(host, start)) == ["relay PILA"]
+
+
+def test_relay_only_node_shows_its_address_to_the_beacon_only() -> None:
+    network = Network()
+    hidden = network.host(1, settings=TunnelSettings(probe_mtu=False, relay_only=True))
+    other = network.host(2)
+    network.registry[1].found = Resolved(BEACON, relay_only=True)
+    network.run(0.5)
+    hidden.send(other, b"from hiding")
+    network.run(1.0)
+    other.send(hidden, b"to hiding")
+    network.send(b"\x04\x04\xcb\x00\x71\x07\x9c\x40", BEACON, hidden.address)
+    hidden.tunnel.local_address("192.0.2.1", network.now)
+    hidden.tunnel.local_address("192.0.2.2", network.now)
+    network.run(40.0)
+    assert other.received() == [b"from hiding"]
+    assert hidden.received() == [b"to hiding"]
+    assert {target for target, _ in network.sent(hidden)} == {BEACON}
+    assert all(target != hidden.address for target, _ in network.sent(other))
+
+
+@pytest.mark.parametrize(
+    ("own", "lan", "loopback", "used"),
+    [
+        (("192.168.7.2",), (("192.168.7.9", 5000),), False, True),
+        (("192.168.8.2", "10.1.2.3"), (("10.9.9.9", 5000), ("10.1.2.77", 5000)), False, True),
+        (("192.168.8.2",), (("192.168.7.9", 5000),), False, False),
+        (("8.8.8.8",), (("8.8.8.9", 5000),), False, False),
+        (("192.168.7.2",), (("192.168.7.9", 5000),), True, False),
+        ((), (("192.168.7.9", 5000),), False, False),
+        (("192.168.7.2",), (("nonsense", 5000),), False, False),
+    ],
+)
+def test_same_lan(own: tuple[str, ...], lan: tuple, loopback: bool, used: bool) -> None:
+    network, host, probe = node_and_probe()
+    network.registry[9].found = Resolved(("127.0.0.1", 9) if loopback else probe.address, lan)
+    host.tunnel.set_lan_addresses(list(own))
+    start = network.now
+    host.tunnel.contact(9, network.now)
+    network.run(0.015)
+    assert (host.peer(probe).address in lan) is used
+    assert ("punch request" in kinds(network.sent(host, start))) is not used
+
+
+def test_registry_outage_uses_the_last_endpoint_for_an_hour() -> None:
+    network, host, probe = node_and_probe()
+    host.send(probe)
+    network.run(1.0)
+    probe.send(probe.pila(), host)
+    network.registry_up = False
+    host.tunnel.forget(9, network.now)
+    network.run(100.0)
+    probe.take()
+    host.send(probe)
+    network.run(1.0)
+    assert "PILA" in probe.take()
+    host.tunnel.forget(9, network.now)
+    network.run(3600.0)
+    host.send(probe)
+    network.run(1.0)
+    assert host.failed[-1] == (9, "registry unreachable")
+
+
+def test_a_resolve_answer_is_used_for_a_minute() -> None:
+    network, host, _ = node_and_probe()
+    host.tunnel.contact(9, network.now)
+    network.run(1.0)
+    host.tunnel.forget(9, network.now)
+    network.run(30.0)
+    host.tunnel.contact(9, network.now)
+    assert host.resolves == [9]
+    host.tunnel.forget(9, network.now)
+    network.run(31.0)
+    host.tunnel.contact(9, network.now)
+    assert host.resolves == [9, 9]
+
+
+def test_contact_is_idempotent() -> None:
+    network, host, _ = node_and_probe()
+    start = network.now
+    for _ in range(5):
+        host.tunnel.contact(9, network.now)
+    network.run(0.05)
+    for _ in range(5):
+        host.tunnel.contact(9, network.now)
+    assert host.resolves == [9]
+    assert kinds(network.sent(host, start)).count("PILA") == 1
+
+
+def test_blackhole_moves_to_relay_and_counts_anew() -> None:
+    network, host, probe = met()
+    network.run(8.5)
+    probe.take()
+    for _ in range(3):
+        host.send(probe)
+    network.run(0.1)
+    assert probe.take() == ["PILS", "PILS", "deliver PILS"]
+    assert host.peer(probe).pinned
+
+
+def test_pinned_relay_stays_and_unpinned_ends_after_three_direct_frames() -> None:
+    network, host, probe = node_and_probe()
+    network.registry[9].found = Resolved(BEACON, relay_only=True)
+    probe.relay(probe.pila(), host)
+    for _ in range(5):
+        probe.send(probe.sealed(host), host)
+    host.send(probe)
+    network.run(0.1)
+    assert probe.take()[-1] == "deliver PILS"
+    host.peer(probe).pinned = False
+    for number in range(3):
+        assert host.peer(probe).relay, number
+        probe.send(probe.sealed(host), host)
+    assert not host.peer(probe).relay
+
+
+def test_relayed_frame_of_a_peer_without_address() -> None:
+    _, host, probe = met()
+    host.peer(probe).address = None
+    probe.relay(probe.sealed(host), host)
+    assert host.peer(probe).relay
+    assert not host.peer(probe).pinned
+    assert host.topics("tunnel.relay_activated") == [{"peer_node_id": 9}]
+
+
+def test_unreachable_errors_move_to_relay() -> None:
+    network, host, probe = met()
+    peer = host.peer(probe)
+    for error in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EPERM):
+        host.tunnel.send_failed(peer, error, 100, network.now)
+    assert not peer.relay
+    network.run(1.0)
+    probe.send(probe.sealed(host), host)
+    for error in (errno.ECONNREFUSED, errno.ENETUNREACH):
+        host.tunnel.send_failed(peer, error, 100, network.now)
+    assert not peer.relay
+    host.tunnel.send_failed(peer, errno.ECONNREFUSED, 100, network.now)
+    assert peer.relay
+    assert peer.pinned
+
+
+def test_a_dial_may_move_to_relay() -> None:
+    network, host, probe = met()
+    assert host.tunnel.dial_needs_relay(host.peer(probe), network.now)
+    assert host.peer(probe).relay
+    assert not host.peer(probe).pinned
+    host.datapath.beacon = None
+    host.peer(probe).relay = False
+    assert not host.tunnel.dial_needs_relay(host.peer(probe), network.now)
+
+
+def test_upgrade_attempts() -> None:
+    network, host, probe = node_and_probe()
+    probe.relay(probe.pila(), host)
+    probe.relay(probe.sealed(host), host)
+    start = network.now
+    network.run(16.0)
+    sent = [
+        (round(at, 3), target, data)
+        for at, source, target, data in network.log
+        if source == host.address and at >= start and (target == probe.address or data[0] == 3) and data != b"PILP"
+    ]
+    assert kinds([(target, data) for _, target, data in sent]) == ["punch request"] + ["PILS"] * 5
+    times = [at - sent[0][0] for at, _, _ in sent[1:]]
+    assert times == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8], abs=0.01)
+    opened = probe.opened(host, sent[1][2])
+    assert opened.plaintext[0] == 0x12  # version 1, ACK
+    assert opened.plaintext[1] == 3
+    assert opened.plaintext[16:24] == b"\0\0\0\0\0\0\0\1"
+    assert len(opened.plaintext) == 34
+    assert not host.peer(probe).pinned
+    network.run(15.0)
+    assert kinds(network.sent(host, start)).count("punch request") == 2
+
+
+def test_two_nodes_get_back_to_direct() -> None:
+    network = Network()
+    a, b = network.host(1), network.host(2)
+    network.run(0.5)
+    network.drop = lambda data, source, target: BEACON not in (source, target)
+    a.send(b, b"by relay")
+    network.run(5.0)
+    assert b.received() == [b"by relay"]
+    b.send(a, b"by relay")
+    network.run(1.0)
+    assert a.peer(b).relay
+    network.drop = lambda data, source, target: False
+    for _ in range(8):
+        a.send(b)
+        b.send(a)
+        network.run(5.0)
+    assert not a.peer(b).relay
+    assert not b.peer(a).relay
+    assert a.session(b).received > 8
+
+
+def test_idle_peers_are_not_upgraded() -> None:
+    network, host, probe = node_and_probe()
+    probe.relay(probe.pila(), host)
+    network.run(125.0)
+    start = network.now
+    network.run(60.0)
+    assert "punch request" not in kinds(network.sent(host, start))
+
+
+def test_path_reset_keeps_the_session_and_asks_anew() -> None:
+    network, host, probe = met()
+    session = host.session(probe)
+    host.peer(probe).relay = host.peer(probe).pinned = True
+    start = network.now
+    assert host.tunnel.reset_path(9, network.now)
+    assert not host.tunnel.reset_path(9, network.now)
+    network.run(0.05)
+    assert host.session(probe) is session
+    assert host.peer(probe).relay
+    assert not host.peer(probe).pinned
+    assert host.lookups[-1] == 9
+    assert kinds(network.sent(host, start))[:3] == ["punch request", "relay PILA", "relay PILK"]
+    assert host.tunnel._core.get(9).cycle is not None
+    probe.relay(probe.sealed(host), host)
+    assert host.tunnel._core.get(9).cycle is None
+
+
+def test_path_reset_without_answer_from_the_registry_still_exchanges_keys() -> None:
+    network, host, probe = met()
+    network.registry_up = False
+    host.tunnel.reset_path(9, network.now)
+    network.run(0.2)
+    assert probe.take() == ["PILA", "PILK", "deliver PILA", "deliver PILK"]
+
+
+def test_a_peer_that_lost_everything_is_found_by_a_path_reset() -> None:
+    network = Network()
+    a, b = network.pair()
+    b = network.restart(b)
+    network.run(0.5)
+    a.tunnel.reset_path(2, network.now)
+    network.run(1.0)
+    b.send(a, b"hello again")
+    a.send(b, b"hello again")
+    network.run(1.0)
+    assert a.received()[-1] == b.received()[-1] == b"hello again"
+
+
+def test_path_changes_of_unknown_peers_are_ignored() -> None:
+    network, host, probe = met()
+    peer = host.peer(probe)
+    host.tunnel.forget(9, network.now)
+    host.tunnel.path_changed(peer, "address", network.now)
+    host.tunnel.heard(peer, True, network.now)
+    host.tunnel.pong(peer, 1, 1, b"x", network.now)
+    host.tunnel.send_failed(peer, errno.EMSGSIZE, 2000, network.now)
+    host.tunnel.full_segments_lost(peer, network.now)
+    host.tunnel.rekey_due(peer, network.now)
+    assert not host.tunnel.dial_needs_relay(peer, network.now)
+    assert not host.tunnel.reset_path(9, network.now)
+    assert not host.tunnel.rekey(9, network.now)
+    assert host.datapath.peers() == []
+
+
+def test_endpoints_remembered_are_bounded() -> None:
+    settings = TunnelSettings(probe_mtu=False, endpoint_cap=5)
+    network, host, _ = node_and_probe(settings=settings)
+    for node in range(20, 40):
+        host.tunnel.contact(node, network.now)
+        host.tunnel.resolved(node, Resolved(("203.0.113.1", node)), None, network.now)
+    assert len(host.tunnel._paths._endpoints) == 5
+
+
+def test_resolves_under_way_are_bounded() -> None:
+    settings = TunnelSettings(probe_mtu=False, contact_cap=3)
+    network, host, _ = node_and_probe(settings=settings)
+    network.registry_answers = False
+    for node in range(20, 30):
+        host.tunnel.contact(node, network.now)
+    assert host.resolves == [20, 21, 22]
+    assert host.failed[0] == (23, "too many peers are being resolved")
+    host.tunnel.forget(20, network.now)
+    host.tunnel.contact(30, network.now)
+    assert host.resolves[-1] == 30
