@@ -279,8 +279,9 @@ cdef class Mux(StreamHost):
         cdef StreamCore stream = self.find(p.dst_port, p.src_network, p.src_node, p.src_port)
         cdef ListenerCore listener
         if stream is not None:
-            if stream.phase < TIME_WAIT and not stream.syn_is_restart(p, now):
-                stream.on_syn_again(now)
+            if stream.repeats_syn(p, now):
+                if stream.phase < TIME_WAIT:
+                    stream.on_syn_again(now)
                 return
             if stream.phase == SYN_SENT:
                 self.reply_reset(p, peer, now)      # no simultaneous open; the dial goes on

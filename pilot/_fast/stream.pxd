@@ -49,7 +49,7 @@ cdef class StreamCore(StreamPackets):
     cdef readonly uint64_t segments_received
     cdef void open_active(self, double now) noexcept
     cdef void open_passive(self, const packet *syn, double now) noexcept
-    cdef bint syn_is_restart(self, const packet *p, double now) noexcept
+    cdef bint repeats_syn(self, const packet *p, double now) noexcept
     cdef void on_syn_again(self, double now) noexcept
     cdef void on_packet(self, const packet *p, double now) noexcept
     cdef void on_timer(self, double now) noexcept

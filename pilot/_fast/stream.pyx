@@ -103,17 +103,19 @@ cdef class StreamCore(StreamPackets):
         self.into.edge = self.into.next + <uint64_t> self.into.advertised * SLOT_WORTH
         self.emit(FLAG_SYN | FLAG_ACK, self.out.iss, self.into.seq(), self.into.advertised, now)
 
-    cdef bint syn_is_restart(self, const packet *p, double now) noexcept:
-        """A SYN on a live stream: repeated by the network or the dialer, or sent by a restarted node reusing the ports?
+    cdef bint repeats_syn(self, const packet *p, double now) noexcept:
+        """A SYN for a known stream: a copy of the one that opened it, or the first of a new life on the same ports?
 
-        Stock nodes always use ISN 0, so the number alone cannot tell. A new session key since the stream opened can,
-        and so can time: a dialer that has seen the SYN-ACK repeats no SYN.
+        A random ISN tells by itself. Stock nodes always use 0: for them a new session key since the stream opened
+        means a restart, and so does time, for a dialer that has seen the SYN-ACK repeats no SYN.
         """
-        if self.phase != ESTABLISHED or not self.inbound:
+        if not self.inbound or p.seq != self.into.irs:
+            return False
+        if p.seq != 0:
             return True
-        if p.seq != self.into.irs or self.generation != self.peer.generation:
-            return True
-        return self.into.next > 0 and now - self.last_syn > SYN_REPEAT_SPAN
+        if self.phase != ESTABLISHED or self.generation != self.peer.generation:
+            return False
+        return self.into.next == 0 or now - self.last_syn <= SYN_REPEAT_SPAN
 
     cdef void established(self, double now) noexcept:
         self.phase = ESTABLISHED
@@ -482,7 +484,7 @@ cdef class StreamCore(StreamPackets):
         probe = out.detect_losses(self.peer.path, now)
         if probe < at:
             at = probe
-        if out.lost:
+        if out.lost and out.peer_slots:         # a closed window lets nothing leave: the flush would never end
             self.host.want_flush_soon(self)
         self.set_timer(TIMER_RETRANSMIT, at if at > now else now)
 

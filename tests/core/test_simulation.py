@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from tests.core.simulation import simulate_many
@@ -12,16 +10,7 @@ SEEDS = 4000
 CHUNK = 500
 
 
-# A seed in this chunk waits for a finding still open.
-WAITS_FOR = {3500: "T25"}
-
-
-def chunks() -> list[Any]:
-    waits = {first: pytest.mark.xfail(strict=True, reason=f"core-findings {n}") for first, n in WAITS_FOR.items()}
-    return [pytest.param(first, marks=waits.get(first, ())) for first in range(0, SEEDS, CHUNK)]
-
-
-@pytest.mark.parametrize("first", chunks())
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
 def test_random_transfers(first: int) -> None:
     """Bytes exact and in order exactly once, no deadlock, nothing in flight and nothing in the tables afterwards."""
     simulate_many(first, CHUNK)

@@ -297,7 +297,6 @@ class TestFinWait:
         assert talk.core.state == TIME_WAIT
         assert talk.core.error() is None
 
-    @pytest.mark.xfail(strict=True, reason="core-findings T26")
     def test_a_late_copy_of_the_first_syn(self) -> None:
         """Closed at once, before the dialer's repeated SYN arrives: it gets its SYN-ACK, with the same ISN, again."""
         _, talk = accepted(isn=123_456)
@@ -358,7 +357,6 @@ class TestTimeWait:
         assert fresh.read(10) == b"fresh"
         assert old.read(10) == b""
 
-    @pytest.mark.xfail(strict=True, reason="core-findings T26")
     def test_a_late_copy_of_the_first_syn_opens_nothing(self) -> None:
         """Random ISNs tell a copy from a new dial; those of 1.18.0, always 0, cannot."""
         _, talk = accepted(isn=123_456)
@@ -431,7 +429,6 @@ class TestRestart:
         [fresh] = talk.peer.target.mux.all_streams()
         assert fresh.read(100) == b"new life"
 
-    @pytest.mark.xfail(strict=True, reason="core-findings T25")
     def test_a_syn_repeated_across_a_rekey_is_no_restart(self) -> None:
         """The same random ISN under a new key: a copy on its way while the keys changed."""
         _, talk = accepted(isn=123_456)
