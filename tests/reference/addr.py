@@ -55,9 +55,9 @@ def parse_untrusted(text: str) -> Address:
 def parse_socket_untrusted(text: str) -> tuple[Address, int]:
     """Return address and port of ADDRESS:PORT, split at the last colon, or raise ValueError."""
     address, colon, port = text.rpartition(":")
-    if not colon or re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) is None or int(port) > 65535:
+    if not colon or re.fullmatch(r"0*[0-9]{1,5}", port, re.ASCII) is None or int(port.lstrip("0") or "0") > 65535:
         raise ValueError(f"not a socket address: {text!r}")
-    return parse_untrusted(address), int(port)
+    return parse_untrusted(address), int(port.lstrip("0") or "0")
 
 
 def redacted(identity: object) -> str:
