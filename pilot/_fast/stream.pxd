@@ -45,7 +45,6 @@ cdef class StreamCore(StreamPackets):
     cdef double last_progress
     cdef double last_answer         # of an empty ACK
     cdef double rto_base
-    cdef readonly uint64_t retransmissions
     cdef readonly uint64_t segments_received
     cdef void open_active(self, double now) noexcept
     cdef void open_passive(self, const packet *syn, double now) noexcept
@@ -59,7 +58,6 @@ cdef class StreamCore(StreamPackets):
     cdef void fail(self, object error, bint reset, double now) noexcept
     cdef int deliver(self) except -1
     # internal
-    cdef void set_timer(self, int which, double at) noexcept
     cdef void want_session(self, double now) noexcept
     cdef void after_read(self) noexcept
     cdef object at_end(self, max_bytes)

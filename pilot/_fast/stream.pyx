@@ -11,7 +11,7 @@ from pilot._fast.congestion cimport Congestion
 from pilot._fast.packet cimport FLAG_ACK, FLAG_FIN, FLAG_RST, FLAG_SYN, packet
 from pilot._fast.peer cimport BASE_SEGMENT, Peer
 from pilot._fast.receiver cimport IN_ORDER, SLOT_WORTH, arrival
-from pilot._fast.recovery cimport SEGMENT_SACKED, segment
+from pilot._fast.recovery cimport SEGMENT_SACKED
 from pilot._fast.sender cimport NOTHING, REPAIR, STOCK_WINDOW, WAIT_CONGESTION, Sender, sendable
 from pilot._fast.stream_packets cimport (
     TIMER_ACK,
@@ -61,11 +61,6 @@ cdef enum:
 
 cdef class StreamCore(StreamPackets):
     """One stream, sans-IO. Made by `Mux`; a shell in `pilot.node` makes it awaitable through `owner` and `interest`."""
-
-    def __cinit__(self, *args) -> None:
-        cdef int i
-        for i in range(TIMER_COUNT):
-            self.timers[i] = INFINITY
 
     # ---- opening -------------------------------------------------------------------------------------------------
 
@@ -316,7 +311,6 @@ cdef class StreamCore(StreamPackets):
         cdef Sender out = self.out
         cdef Peer peer = self.peer
         cdef sendable what
-        cdef segment *s
         cdef uint32_t length
         cdef bint sent = False
         if self.phase != ESTABLISHED and self.phase != CLOSING:
@@ -332,14 +326,7 @@ cdef class StreamCore(StreamPackets):
                 self.host.wait_for_window(self)
                 break
             if what == REPAIR:
-                s = out.next_lost()
-                if s.length > peer.segment and out.split(s, out.narrower(s, peer.segment)):
-                    s = out.next_lost()
-                length = s.length
-                # Recorded before it is sent: a send that fails is a packet lost on the way, nothing more.
-                out.resent(s, peer.path, now)
-                self.retransmissions += 1
-                self.send_segment(s.start, length, now)
+                length = self.send_repair(now)
             else:
                 length = out.next_length(peer)
                 if not out.push(out.nxt, length, now):
@@ -407,9 +394,7 @@ cdef class StreamCore(StreamPackets):
 
     cdef void enter_time_wait(self, double now) noexcept:
         """Both directions are over; the entry stays a while so that late packets are recognised."""
-        cdef int i
-        for i in range(TIMER_COUNT):
-            self.timers[i] = INFINITY
+        self.stop_timers()
         self.phase = TIME_WAIT
         self.set_timer(TIMER_CLOSE, now + TIME_WAIT_SECONDS)
         self.finish_close(now)
@@ -432,15 +417,13 @@ cdef class StreamCore(StreamPackets):
 
     cdef void fail(self, object error, bint reset, double now) noexcept:
         """End at once with `error`, telling the peer when `reset`."""
-        cdef int i
         if self.phase == CLOSED:
             return
         if reset:
             self.send_reset(now)
         if self.failure is None and not (self.phase == TIME_WAIT):
             self.failure = error
-        for i in range(TIMER_COUNT):
-            self.timers[i] = INFINITY
+        self.stop_timers()
         if self.phase != TIME_WAIT:
             self.finish_close(now)
         self.events |= WAKE_OPEN
@@ -448,18 +431,6 @@ cdef class StreamCore(StreamPackets):
         self.vanish()
 
     # ---- timers --------------------------------------------------------------------------------------------------
-
-    cdef void set_timer(self, int which, double at) noexcept:
-        cdef double first = INFINITY
-        cdef int i
-        self.timers[which] = at
-        for i in range(TIMER_COUNT):
-            if self.timers[i] < first:
-                first = self.timers[i]
-        try:
-            self.host.timers.schedule(self, first)
-        except MemoryError:
-            pass                            # the heap could not grow; the next change of any timer tries again
 
     cdef void rearm(self, double now) noexcept:
         """The retransmission timer after anything was sent or acknowledged: reordering,
@@ -559,7 +530,6 @@ cdef class StreamCore(StreamPackets):
 
     cdef void on_retransmit_timer(self, double now) noexcept:
         cdef Sender out = self.out
-        cdef segment *s
         if self.phase == SYN_SENT:
             self.on_syn_timer(now)
             return
@@ -600,12 +570,7 @@ cdef class StreamCore(StreamPackets):
             return
         if not self.tail_probed and out.srtt > 0.0 and now >= self.rto_base + (2.0 * out.srtt + ACK_DELAY):
             self.tail_probed = True
-            if self.peer_can_take_probe():
-                s = out.at(out.last - 1)
-                if not s.state & SEGMENT_SACKED:
-                    out.resent(s, self.peer.path, now)
-                    self.retransmissions += 1
-                    self.send_segment(s.start, s.length, now)
+            self.send_tail_probe(now)
         self.rearm(now)
 
     cdef void on_ack_timer(self, double now) noexcept:

@@ -5,6 +5,7 @@ from pilot._fast.egress cimport Egress
 from pilot._fast.packet cimport packet
 from pilot._fast.peer cimport Peer
 from pilot._fast.receiver cimport Budget, Receiver
+from pilot._fast.recovery cimport segment
 from pilot._fast.sender cimport Sender
 from pilot._fast.timers cimport TimerEntry, TimerHeap
 
@@ -50,7 +51,10 @@ cdef class StreamPackets(TimerEntry):
     cdef readonly bint inbound
     cdef bint touched, flushing, waiting    # in the host's lists
     cdef readonly uint64_t segments_sent
+    cdef readonly uint64_t retransmissions
     cdef object failure             # why it ended, raised by every later call
+    cdef void stop_timers(self) noexcept
+    cdef void set_timer(self, int which, double at) noexcept
     cdef void address(self, packet *p) noexcept
     cdef void acknowledging(self, packet *p, double now) noexcept
     cdef void emit(self, int flags, uint32_t seq, uint32_t ack, uint32_t window, double now) noexcept
@@ -59,4 +63,6 @@ cdef class StreamPackets(TimerEntry):
     cdef void send_reset(self, double now) noexcept
     cdef bint send_segment(self, uint64_t offset, uint32_t length, double now) noexcept
     cdef object fresh_failure(self)
-    cdef bint peer_can_take_probe(self) noexcept
+    cdef uint32_t send_repair(self, double now) noexcept
+    cdef uint32_t send_again(self, segment *s, double now) noexcept
+    cdef void send_tail_probe(self, double now) noexcept

@@ -9,6 +9,7 @@ from pilot._fast.egress cimport WAY_CURRENT
 from pilot._fast.packet cimport FLAG_ACK, FLAG_RST, PROTOCOL_STREAM, packet
 from pilot._fast.peer cimport Peer
 from pilot._fast.receiver cimport SLOT_WORTH, Receiver
+from pilot._fast.recovery cimport SEGMENT_SACKED, segment
 from pilot._fast.ring cimport ring_read
 from pilot._fast.sender cimport Sender
 from pilot._fast.timers cimport TimerEntry
@@ -60,6 +61,24 @@ cdef class StreamPackets(TimerEntry):
         self.peer = peer
         self.out = out
         self.into = into
+        self.stop_timers()
+
+    cdef void stop_timers(self) noexcept:
+        cdef int i
+        for i in range(TIMER_COUNT):
+            self.timers[i] = INFINITY
+
+    cdef void set_timer(self, int which, double at) noexcept:
+        cdef double first = INFINITY
+        cdef int i
+        self.timers[which] = at
+        for i in range(TIMER_COUNT):
+            if self.timers[i] < first:
+                first = self.timers[i]
+        try:
+            self.host.timers.schedule(self, first)
+        except MemoryError:
+            pass                            # the heap could not grow; the next change of any timer tries again
 
     cdef void emit(self, int flags, uint32_t seq, uint32_t ack, uint32_t window, double now) noexcept:
         """A packet without payload."""
@@ -134,6 +153,28 @@ cdef class StreamPackets(TimerEntry):
         self.host.egress.commit(&p, now)
         return True
 
+    cdef uint32_t send_repair(self, double now) noexcept:
+        """The first lost segment again, cut to what the path carries now; returns its bytes."""
+        cdef Sender out = self.out
+        cdef segment *s = out.next_lost()
+        if s.length > self.peer.segment and out.split(s, out.narrower(s, self.peer.segment)):
+            s = out.next_lost()
+        return self.send_again(s, now)
+
+    cdef uint32_t send_again(self, segment *s, double now) noexcept:
+        cdef uint32_t length = s.length
+        # Recorded before it is sent: a send that fails is a packet lost on the way, nothing more.
+        self.out.resent(s, self.peer.path, now)
+        self.retransmissions += 1
+        self.send_segment(s.start, length, now)
+        return length
+
+    cdef void send_tail_probe(self, double now) noexcept:
+        """The last segment again: not into a closed window, and not where the path has become too narrow for it."""
+        cdef segment *s = self.out.at(self.out.last - 1)
+        if self.out.peer_slots > 0 and s.length <= self.peer.segment and not s.state & SEGMENT_SACKED:
+            self.send_again(s, now)
+
     @property
     def local_addr(self):
         """The own address the stream was opened to or from (the network number is the destination's)."""
@@ -171,8 +212,3 @@ cdef class StreamPackets(TimerEntry):
     cdef object fresh_failure(self):
         """A new exception each time: raising one object again and again would grow its traceback."""
         return type(self.failure)(*self.failure.args)
-
-    cdef bint peer_can_take_probe(self) noexcept:
-        """A tail probe repeats a segment: not into a closed window, and not where
-        the path has become too narrow for it."""
-        return self.out.peer_slots > 0 and self.out.at(self.out.last - 1).length <= self.peer.segment
