@@ -61,7 +61,8 @@ def extensions() -> list[Extension]:
     flags = ["-O2", "-fno-strict-aliasing", "-Wno-unused-function"]
     link: list[str] = []
     if os.environ.get("PILOT_SANITIZE"):
-        sanitize = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
+        sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+        sanitize += ["-g", "-O1"]
         flags, link = [*flags, *sanitize], sanitize
     return [
         Extension(

@@ -491,6 +491,18 @@ class TestClosedWindow:
         assert 55.0 <= network.now - 1000.0 <= 130.0
         assert isinstance(talk.core.error(), (PathError, TimeoutError))
 
+    def test_a_loss_proven_as_the_window_closes_ends_the_flush(self) -> None:
+        """A stream with something to repair and no window to do it in once took its turn in the flush for ever."""
+        network, talk = dialed()
+        talk.core.write(bytes(10 * 1152))
+        assert len(data_seen(talk)) == 10
+        network.run(0.05)
+        talk.ack(0, blocks=[(1152, 10 * 1152)], window=0)
+        talk.core.write(b"more")
+        assert all(size <= 1 for _, size in data_seen(talk, 5.0))
+        talk.ack(0, blocks=[(1152, 10 * 1152)], window=512)
+        assert (0, 1152) in data_seen(talk, 5.0)
+
     def test_never_a_new_segment_into_a_closed_window(self) -> None:
         """Each would freeze a 1.18.0 peer for a second; nor are segments repeated that it has no room for."""
         _network, talk = dialed()

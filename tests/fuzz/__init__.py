@@ -1,1 +1,1 @@
-"""Fuzz targets for everything of the compiled core that parses network bytes: `python -m tests.fuzz NAME --runs N`."""
+"""Fuzz targets for everything that parses network bytes: `python -m tests.fuzz NAME --runs N`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 INTERESTING = (0, 1, 2, 4, 5, 13, 34, 36, 37, 127, 128, 255, 256, 512, 1152, 65_535, 2**31 - 1, 2**31, 2**32 - 1)
 MAX_INPUT = 70_000
+CORPUS = Path(__file__).parent / "corpus"
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,31 @@ def truncate(rng: random.Random, out: bytearray, others: Sequence[bytes]) -> Non
 MUTATIONS = (flip_bit, flip_bit, set_byte, set_number, nudge_number, cut, insert, repeat, splice, truncate)
 
 
-def fuzz(target: Target, runs: int, seed: int = 0, last: Path | None = None) -> None:
-    """Feed `runs` inputs to the target; `last` is a file that always holds the input being tried (crashes, hangs)."""
+def corpus(name: str) -> dict[str, bytes]:
+    """Inputs of the past worth trying for ever, by what they once did: `corpus/NAME.json`, hex by reason."""
+    path = CORPUS / f"{name}.json"
+    if not path.exists():
+        return {}
+    return {why: bytes.fromhex(text) for why, text in json.loads(path.read_text()).items()}
+
+
+def starting_points(target: Target) -> list[bytes]:
+    """The target's seeds and its corpus."""
+    return [*target.seeds(), *corpus(target.name).values()]
+
+
+def fuzz(target: Target, runs: int, seed: int = 0, last: Path | None = None) -> int:
+    """Feed the starting points and `runs` mutations of them to the target; the number of inputs.
+
+    `last` is a file that always holds the input being tried, for crashes and hangs.
+    """
     rng = random.Random(f"{target.name} {seed}")
-    seeds = list(target.seeds())
+    seeds = starting_points(target)
     for data in seeds:
         attempt(target, data, last)
     for _ in range(runs):
         attempt(target, mutate(rng, rng.choice(seeds), seeds), last)
+    return len(seeds) + runs
 
 
 def attempt(target: Target, data: bytes, last: Path | None = None) -> None:
@@ -110,3 +129,21 @@ def attempt(target: Target, data: bytes, last: Path | None = None) -> None:
         raise FuzzError(
             f"{target.name}: {error!r}\nagain: python -m tests.fuzz {target.name} --input {data.hex()}"
         ) from error
+
+
+# ---- inputs of several parts ----------------------------------------------------------------------------------------
+
+
+def joined(parts: Sequence[bytes]) -> bytes:
+    """Parts as `chunks` reads them."""
+    return b"".join(len(part).to_bytes(2, "big") + part for part in parts)
+
+
+def chunks(data: bytes) -> list[bytes]:
+    """At most 40 parts, each after a two-byte length; a length beyond the end takes the rest."""
+    found = []
+    while len(data) >= 2 and len(found) < 40:
+        size = int.from_bytes(data[:2], "big")
+        found.append(data[2 : 2 + size])
+        data = data[2 + size :]
+    return found

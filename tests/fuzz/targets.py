@@ -1,4 +1,4 @@
-"""What is fuzzed: codecs, sealed frames, raw datagrams, inner packets, SACKs, scripts of a live stream, a bad wire."""
+"""What is fuzzed of the compiled core, and the table of all targets: `control` and `registry` hold the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pilot._fast.packet import PacketError
 from pilot._fast.seal import Session, Verdict
 from tests.core.scripted import ScriptedPeer, Talk, accepted, dialed
 from tests.core.virtual import Echo, Gate, Network, VirtualNode, connected
-from tests.fuzz.driver import Target
+from tests.fuzz import control, registry
+from tests.fuzz.driver import Target, chunks, joined
 from tests.reference import addr, frames, packet, sack
 from tests.reference.addr import Address
 from tests.reference.packet import ACK, CONTROL, DATAGRAM, FIN, RST, SYN, Packet
@@ -100,6 +101,12 @@ def session_seeds() -> list[bytes]:
     return [frames.seal(KEY, 2, b"abcd", n, inner) for n, inner in enumerate([b"", b"x" * 34, packet_seeds()[0]])]
 
 
+def close(network: Network) -> None:
+    """What a node does at its end; a datapath that is merely forgotten keeps its open streams for ever."""
+    for node in network.nodes:
+        node.datapath.close()
+
+
 # ---- a datapath -----------------------------------------------------------------------------------------------------
 
 
@@ -139,6 +146,7 @@ class Stage:
         fresh.data(b"still alive")
         answers = b"".join(s.payload for s in fresh.wait(0.1))
         assert answers == b"still alive", answers
+        close(self.network)
 
 
 def run_datagram(data: bytes) -> None:
@@ -225,6 +233,7 @@ def run_sack(data: bytes) -> None:
     talk.ack(1000)
     assert stream.unacknowledged == 0
     assert talk.peer.peer.in_flight == 0
+    close(network)
 
 
 def relocated(payload: bytes, isn: int) -> bytes:
@@ -326,6 +335,7 @@ def run_script(data: bytes) -> None:
             stream.abort()
         assert talk.peer.peer.in_flight == 0
         assert talk.peer.target.mux.live == 0
+        close(network)
 
 
 def script_seeds() -> list[bytes]:
@@ -361,6 +371,7 @@ def run_wire(data: bytes) -> None:
 
     assert network.run(300.0, step), (len(got), len(back), first, second)
     assert bytes(got) == bytes(back) == payload
+    close(network)
 
 
 class Wire:
@@ -410,21 +421,60 @@ def wire_seeds() -> list[bytes]:
     return [b"", bytes(50), bytes(range(256)), rng.randbytes(100), rng.randbytes(1000), b"\x06" * 40 + b"\x07" * 4]
 
 
-# ---- helpers --------------------------------------------------------------------------------------------------------
+def run_pair(data: bytes) -> None:
+    """The input is both what two ends write and in which portions they write, read and wait; it arrives unharmed."""
+    network, first, second = connected(len(data))
+    network.logging = False
+    whole = data[:8000] * 4
+    ends = [End(first, whole), End(second, whole[::-1])]
+    for at, byte in enumerate(data[:600]):
+        end, size = ends[byte >> 7], (byte & 15) * (1, 40, 700)[at % 3]
+        match byte >> 4 & 7:
+            case 0 | 1 | 2:
+                end.write(size)
+            case 3 | 4:
+                end.read(size + 1)
+            case 5:
+                network.run(size / 1000)
+            case 6:
+                end.read_into(size + 1)
+            case _:
+                network.settle()
+    assert network.run(300.0, lambda: ends[0].step() & ends[1].step()), (first, second)
+    assert bytes(ends[0].got) == ends[1].whole
+    assert bytes(ends[1].got) == ends[0].whole
+    close(network)
 
 
-def joined(parts: list[bytes]) -> bytes:
-    return b"".join(len(part).to_bytes(2, "big") + part for part in parts)
+class End:
+    """One end of a stream: what it has to write, what it has read."""
+
+    def __init__(self, stream: Any, whole: bytes) -> None:
+        self.stream = stream
+        self.whole = whole
+        self.sent = 0
+        self.got = bytearray()
+
+    def write(self, size: int) -> None:
+        self.sent += self.stream.write(self.whole[self.sent : self.sent + size])
+
+    def read(self, size: int) -> None:
+        self.got += self.stream.read(size) or b""
+
+    def read_into(self, size: int) -> None:
+        room = bytearray(size)
+        self.got += room[: max(0, self.stream.read_into(room))]
+
+    def step(self) -> bool:
+        self.write(len(self.whole))
+        self.read(1 << 20)
+        return self.sent == len(self.whole) == len(self.got)
 
 
-def chunks(data: bytes) -> list[bytes]:
-    """At most 40 parts, each after a two-byte length; a length beyond the end takes the rest."""
-    found = []
-    while len(data) >= 2 and len(found) < 40:
-        size = int.from_bytes(data[:2], "big")
-        found.append(data[2 : 2 + size])
-        data = data[2 + size :]
-    return found
+def pair_seeds() -> list[bytes]:
+    rng = random.Random(3)
+    looks_like_sack = sack.encode([(1, 5), (9, 20)])
+    return [b"", b"short", looks_like_sack * 20, bytes(range(256)) * 4, rng.randbytes(500), rng.randbytes(8000)]
 
 
 TARGETS = {
@@ -438,5 +488,8 @@ TARGETS = {
         Target("sack", "acknowledgment payloads", run_sack, sack_seeds),
         Target("script", "a stream driven by a hostile peer", run_script, script_seeds),
         Target("wire", "a live pair on a damaging wire", run_wire, wire_seeds),
+        Target("pair", "bytes in any portions through a live pair", run_pair, pair_seeds),
+        *control.TARGETS,
+        *registry.TARGETS,
     )
 }

@@ -1,13 +1,24 @@
-"""A short, repeatable pass of every fuzz target, and the driver itself."""
+"""A short, repeatable pass of every fuzz target, what each of them reaches, and the driver itself."""
 
 from __future__ import annotations
 
+import ast
+import gc
+import importlib
+import inspect
 import random
+import re
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
-from tests.fuzz.driver import FuzzError, Target, attempt, fuzz, mutate
-from tests.fuzz.targets import TARGETS, chunks, joined
+from tests.fuzz.driver import CORPUS, FuzzError, Target, attempt, chunks, corpus, fuzz, joined, mutate, starting_points
+from tests.fuzz.targets import TARGETS
+
+ROOT = Path(__file__).parents[2]
 
 RUNS = {
     "addr": 5000,
@@ -18,7 +29,77 @@ RUNS = {
     "sack": 1500,
     "script": 400,
     "wire": 300,
+    "pair": 500,
+    "exchange": 300,
+    "beacon": 300,
+    "relay": 5000,
+    "answers": 5000,
+    "client": 5000,
+    "requests": 500,
+    "server": 500,
+    "offer": 5000,
 }
+
+REACHED_BY = {
+    "pilot/_fast/packet.pyx:decode_untrusted": "packet",
+    "pilot/_fast/seal.pyx:open_untrusted": "session",
+    "pilot/cli/transfer.py:_read_message_untrusted": "offer",
+    "pilot/cli/transfer.py:_read_offer_untrusted": "offer",
+    "pilot/node/directory/answers.py:beacons_untrusted": "answers",
+    "pilot/node/directory/answers.py:found_name_untrusted": "answers",
+    "pilot/node/directory/answers.py:joined_untrusted": "answers",
+    "pilot/node/directory/answers.py:location_untrusted": "answers",
+    "pilot/node/directory/answers.py:mailbox_untrusted": "answers",
+    "pilot/node/directory/answers.py:members_untrusted": "answers",
+    "pilot/node/directory/answers.py:networks_untrusted": "answers",
+    "pilot/node/directory/answers.py:node_record_untrusted": "answers",
+    "pilot/node/directory/answers.py:registration_untrusted": "answers",
+    "pilot/node/directory/answers.py:split_endpoint_untrusted": "answers",
+    "pilot/node/directory/answers.py:tags_answer_untrusted": "answers",
+    "pilot/node/directory/answers.py:trusted_untrusted": "answers",
+    "pilot/node/directory/quiet.py:clip_untrusted": "answers",
+    "pilot/protocol/beacon.py:parse_discover_untrusted": "relay",
+    "pilot/protocol/beacon.py:parse_endpoint_untrusted": "beacon",
+    "pilot/protocol/beacon.py:parse_punch_request_untrusted": "relay",
+    "pilot/protocol/beacon.py:parse_sync_untrusted": "beacon",
+    "pilot/protocol/beacon.py:unwrap_deliver_untrusted": "beacon",
+    "pilot/protocol/beacon.py:unwrap_relay_untrusted": "beacon",
+    "pilot/protocol/names.py:_name_untrusted": "answers",
+    "pilot/protocol/names.py:_tag_untrusted": "answers",
+    "pilot/protocol/names.py:hostname_untrusted": "answers",
+    "pilot/protocol/names.py:network_name_untrusted": "requests",
+    "pilot/protocol/names.py:tags_untrusted": "answers",
+    "pilot/protocol/registry.py:decode_body_untrusted": "server",
+    "pilot/protocol/registry.py:frame_length_untrusted": "client",
+    "pilot/protocol/registry.py:id_untrusted": "requests",
+    "pilot/protocol/registry.py:public_key_untrusted": "answers",
+    "pilot/protocol/registry.py:reply_error_untrusted": "answers",
+    "pilot/protocol/registry.py:signature_untrusted": "requests",
+    "pilot/rendezvous/beacon.py:_relay_untrusted": "relay",
+    "pilot/rendezvous/beacon.py:receive_untrusted": "relay",
+    "pilot/rendezvous/directory.py:_expiry_untrusted": "requests",
+    "pilot/rendezvous/directory.py:_version_untrusted": "requests",
+    "pilot/rendezvous/endpoints.py:lan_addrs_untrusted": "requests",
+    "pilot/rendezvous/endpoints.py:split_endpoint_untrusted": "requests",
+    "pilot/rendezvous/endpoints.py:stored_endpoint_untrusted": "requests",
+    "pilot/rendezvous/roles.py:_ports_untrusted": "requests",
+    "pilot/rendezvous/roles.py:_whole_untrusted": "requests",
+    "pilot/rendezvous/rules.py:_count_untrusted": "requests",
+    "pilot/rendezvous/rules.py:_document_untrusted": "requests",
+    "pilot/rendezvous/rules.py:_seconds_untrusted": "requests",
+    "pilot/rendezvous/rules.py:expr_policy_untrusted": "requests",
+    "pilot/rendezvous/rules.py:managed_rules_untrusted": "requests",
+    "pilot/tunnel/beacons.py:receive_untrusted": "beacon",
+    "pilot/tunnel/exchange.py:receive_untrusted": "exchange",
+    "pilot/tunnel/frames.py:parse_exchange_untrusted": "exchange",
+    "pilot/tunnel/frames.py:signature_holds_untrusted": "exchange",
+    "pilot/tunnel/identities.py:submit_untrusted": "exchange",
+    "pilot/tunnel/keys.py:session_key_untrusted": "exchange",
+    "pilot/tunnel/sessions.py:derive_untrusted": "exchange",
+    "pilot/tunnel/tunnel.py:beacon_message_untrusted": "beacon",
+    "pilot/tunnel/tunnel.py:key_exchange_untrusted": "exchange",
+}
+"""Which target feeds each function that reads what a stranger sent."""
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -30,6 +111,83 @@ def test_short_pass(name: str) -> None:
 @pytest.mark.parametrize("name", TARGETS)
 def test_long_pass(name: str) -> None:
     fuzz(TARGETS[name], RUNS[name] * 20, seed=1)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_no_input_leaves_anything_behind(name: str) -> None:
+    target = TARGETS[name]
+    inputs = (target.seeds() * 10)[:10]
+
+    def objects() -> int:
+        for data in inputs:
+            target.run(data)
+        gc.collect()
+        return len(gc.get_objects())
+
+    objects()
+    before = objects()
+    assert objects() - before < 20
+
+
+# ------------------------------------------------------------------------------------------------------ reach
+
+
+def untrusted_functions() -> set[str]:
+    """Every function of the package whose name says that it reads what a stranger sent."""
+    found = set()
+    for path in sorted((ROOT / "pilot").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.endswith("_untrusted"):
+                found.add(f"{path.relative_to(ROOT)}:{node.name}")
+    for path in sorted((ROOT / "pilot").rglob("*.pyx")):
+        for name in re.findall(r"^\s*(?:def|cdef|cpdef)\s[^=#\n]*?(\w+_untrusted)\(", path.read_text(), re.MULTILINE):
+            found.add(f"{path.relative_to(ROOT)}:{name}")
+    return found
+
+
+def test_every_function_that_reads_untrusted_bytes_has_a_target() -> None:
+    assert untrusted_functions() == set(REACHED_BY)
+    assert set(REACHED_BY.values()) <= set(TARGETS)
+
+
+@pytest.mark.parametrize("name", sorted(set(REACHED_BY.values())))
+def test_the_target_reaches_what_it_is_said_to_reach(name: str) -> None:
+    target = TARGETS[name]
+    wanted = {function for function, by in REACHED_BY.items() if by == name}
+    called = set()
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code.co_name.endswith("_untrusted"):
+            path = Path(frame.f_code.co_filename)
+            if path.is_relative_to(ROOT):
+                called.add(f"{path.relative_to(ROOT)}:{frame.f_code.co_name}")
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        for data in starting_points(target):
+            target.run(data)
+    finally:
+        sys.setprofile(before)
+    # A profile sees no compiled function: the target calls those by name.
+    text = inspect.getsource(inspect.getmodule(target.run) or importlib.import_module("tests.fuzz.targets"))
+    called |= {f for f in wanted if f.split(":")[0].endswith(".pyx") and "." + f.split(":")[1] + "(" in text}
+    assert wanted <= called
+
+
+# ----------------------------------------------------------------------------------------------------- corpus
+
+
+def test_the_corpus_belongs_to_targets_and_is_tried() -> None:
+    assert {path.stem for path in CORPUS.glob("*.json")} <= set(TARGETS)
+    for name, target in TARGETS.items():
+        inputs = corpus(name)
+        assert set(inputs.values()) <= set(starting_points(target))
+        for data in inputs.values():
+            attempt(target, data)
+
+
+# ----------------------------------------------------------------------------------------------------- driver
 
 
 def test_the_driver_finds_and_reports() -> None:
