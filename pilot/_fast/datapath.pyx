@@ -419,8 +419,9 @@ cdef class Datapath(FrameSink):
                     self.control.handle_timer(at)
                 except Exception:
                     log.exception("the control plane's timer failed")
-            else:
+            elif isinstance(entry, StreamCore):
                 (<StreamCore> entry).on_timer(at)
+            # Else a peer whose pacing lets go: the flush at the end of the batch serves it.
         self.mux.batch_end(at)
         if self.egress.looped:
             self.mux.schedule_soon()
@@ -497,7 +498,7 @@ cdef class Datapath(FrameSink):
         if peer is None:
             if self.peers_by_node.count >= MAX_PEERS:
                 raise PathError(f"{MAX_PEERS} peers are held already; the table is full")
-            peer = Peer(node)
+            peer = Peer(node, False, self.mux.settings.congestion)
             self.peers_by_node.put(0, node, peer)
         return peer
 
@@ -511,6 +512,7 @@ cdef class Datapath(FrameSink):
             self.egress.waiting_peers -= 1
             peer.pending = []
         self.drop_session(peer)
+        self.timers.cancel(peer)
         peer.gone = True
         self.last_peer = None
         self.peers_by_node.remove(0, node)
@@ -584,6 +586,7 @@ cdef class Datapath(FrameSink):
         for peer in self.peers_by_node.values():
             self.drop_session(peer)
             peer.pending = []
+            self.timers.cancel(peer)
             self.peers_by_node.remove(0, peer.node)
         self.timers.cancel(self.sweeper)
         self.timers.cancel(self.control_timer)

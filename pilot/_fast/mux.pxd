@@ -68,6 +68,7 @@ cdef class Mux(StreamHost):
     cdef bint admits(self, Peer peer, int port) noexcept
     cdef void repair_moved(self, double now) noexcept
     cdef void serve_blocked(self, double now) noexcept
+    cdef void await_pacing(self, double now) noexcept
     cdef void event_about(self, str topic, dict payload) noexcept
     cdef StreamCore new_stream(self, Peer peer, uint16_t network, uint32_t node, uint16_t local_port,
                                uint16_t remote_network, uint32_t remote_node, uint16_t remote_port)

@@ -48,8 +48,11 @@ class MuxSettings(NamedTuple):
     source_syn_burst: float = 64.0
     max_streams_per_port: int = 1024
     max_streams: int = 65536
-    receive_limit: int = 4 << 20        # bytes buffered for one stream's reader
-    send_limit: int = 1 << 20           # bytes written and not yet acknowledged, one stream
+    receive_limit: int = 4 << 20        # bytes buffered for one stream's reader at first ...
+    max_receive_limit: int = 32 << 20   # ... and as long as it keeps up
+    send_limit: int = 1 << 20           # bytes written and not yet acknowledged, one stream, at first ...
+    max_send_limit: int = 32 << 20      # ... and where the path holds more
+    congestion: str = "bbr"             # or "cubic"
     memory_budget: int = 1 << 30        # bytes of all receive buffers of the node
     resets_per_second: float = 10.0     # answers to data for unknown streams
 
@@ -137,6 +140,8 @@ cdef class Mux(StreamHost):
         cdef StreamCore stream = StreamCore(
             self, peer, Sender(self.writes_limit, self.random_isn.getrandbits(32)),
             Receiver(self.reads_limit, self.budget))
+        stream.out.most = self.settings.max_send_limit
+        stream.into.most = self.settings.max_receive_limit
         stream.local_network, stream.local_node, stream.local_port = network, node, local_port
         stream.remote_network, stream.remote_node, stream.remote_port = remote_network, remote_node, remote_port
         self.streams.put(
@@ -507,6 +512,20 @@ cdef class Mux(StreamHost):
                         stream.flushing = True
                         self.flushing.append(stream)
         self.egress.flush(now)
+        if self.blocked:
+            self.await_pacing(now)
+
+    cdef void await_pacing(self, double now) noexcept:
+        """Peers whose window has room wait for their pacer alone: its time is a deadline of the node."""
+        cdef Peer peer
+        cdef double due
+        for peer in self.blocked:
+            due = peer.path.next_send()
+            if due > now and peer.path.in_flight < peer.path.cwnd:
+                try:
+                    self.timers.schedule(peer, due)
+                except MemoryError:
+                    pass                    # the next acknowledgment serves it
 
     cdef void serve_blocked(self, double now) noexcept:
         """Streams queued at a full congestion window: whoever has waited longest takes the room there is."""
@@ -518,7 +537,7 @@ cdef class Mux(StreamHost):
         for peer in peers:
             while peer.blocked and not self.egress.port.congested():
                 before = peer.path.in_flight
-                if before >= peer.path.cwnd:
+                if not peer.path.has_room(1, now):
                     break
                 stream = peer.blocked.popleft()
                 stream.waiting = False

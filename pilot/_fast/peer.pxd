@@ -4,6 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from pilot._fast.congestion cimport Congestion
 from pilot._fast.netaddr cimport netaddr
 from pilot._fast.seal cimport Session
+from pilot._fast.timers cimport TimerEntry
 
 cdef enum:
     BASE_SEGMENT = 1152             # stream payload any path carries (stock nodes send no more)
@@ -11,7 +12,7 @@ cdef enum:
     MAX_STASHED_FRAMES = 4
 
 
-cdef class Peer:
+cdef class Peer(TimerEntry):      # its deadline: when pacing lets the next segment go
     cdef readonly uint32_t node
     cdef readonly bint is_self
     cdef public Session session
@@ -36,7 +37,7 @@ cdef class Peer:
     cdef public int outside
     cdef double reject_reported
     cdef uint32_t segment
-    cdef Congestion path
+    cdef readonly Congestion path
     cdef list pending               # (bytes, queued at)
     cdef list stash                 # (bytearray, arrived at, came by relay)
     cdef object blocked             # a deque of streams that wait for room in the congestion window

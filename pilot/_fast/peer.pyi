@@ -1,9 +1,11 @@
 from typing_extensions import disjoint_base
 
+from pilot._fast.congestion import Congestion
 from pilot._fast.seal import Session
+from pilot._fast.timers import TimerEntry
 
 @disjoint_base
-class Peer:
+class Peer(TimerEntry):
     session: Session | None
     relay: bool
     pinned: bool
@@ -31,8 +33,12 @@ class Peer:
     @property
     def pending_packets(self) -> int: ...
     @property
+    def path(self) -> Congestion: ...
+    @property
     def srtt(self) -> float: ...
     @property
     def congestion_window(self) -> int: ...
+    @property
+    def pacing_rate(self) -> float: ...
     @property
     def in_flight(self) -> int: ...

@@ -1,7 +1,8 @@
 """One remote node as the datapath sees it: session, path, liveness, congestion state, waiting packets (_fast, L4-6)."""
 from collections import deque
 
-from pilot._fast.congestion cimport Cubic
+from pilot._fast.bbr cimport Bbr
+from pilot._fast.congestion cimport Cubic, Unlimited
 from pilot._fast.netaddr cimport (
     netaddr,
     netaddr_clear,
@@ -10,6 +11,7 @@ from pilot._fast.netaddr cimport (
     netaddr_known,
     netaddr_to_python,
 )
+from pilot._fast.timers cimport TimerEntry
 
 from pilot._fast.errors import InvalidValueError
 
@@ -17,18 +19,18 @@ cdef enum:
     MAX_SEGMENT = 65437             # 65,507 bytes of UDP payload less tunnel frame and packet header
 
 
-cdef class Peer:
+cdef class Peer(TimerEntry):
     """State shared between the datapath (which updates it per packet) and the tunnel (which decides about it).
 
     Made by `Datapath.add_peer`. Times are monotonic seconds, 0.0 = never. `segment_bytes` is the largest stream
     payload the current path is known to carry; it falls back to 1152 whenever the path changes.
     """
 
-    def __cinit__(self, node: int, is_self: bool = False) -> None:
+    def __cinit__(self, node: int, is_self: bool = False, congestion: str = "bbr") -> None:
         self.node = node
         self.is_self = is_self
         self.segment = BASE_SEGMENT
-        self.path = Cubic()
+        self.path = Unlimited() if is_self else Cubic() if congestion == "cubic" else Bbr()
         self.pending = []
         self.stash = []
         self.blocked = deque()
@@ -86,6 +88,11 @@ cdef class Peer:
     def congestion_window(self) -> int:
         """Bytes of stream payload that may be in flight to this peer."""
         return self.path.cwnd
+
+    @property
+    def pacing_rate(self) -> float:
+        """Bytes of stream payload a second that leave at most, 0.0 where sending is not paced."""
+        return self.path.pacing_rate
 
     @property
     def in_flight(self) -> int:

@@ -27,6 +27,8 @@ cdef class Receiver(Reassembly):
     cdef uint64_t next              # RCV.NXT as a stream offset
     cdef uint64_t read_at           # first byte the reader has not taken
     cdef ring bytes_
+    cdef uint64_t most              # what `limit` may grow to
+    cdef uint64_t grown_at          # `read_at` when it grew last
     cdef uint64_t limit             # most bytes kept between read_at and the highest byte received
     cdef Budget budget
     cdef uint64_t edge              # right edge of the window last advertised

@@ -138,6 +138,11 @@ cdef class Receiver(Reassembly):
             count = self.next - self.read_at
         ring_read(&self.bytes_, self.read_at, out, count)
         self.read_at += count
+        if self.limit < self.most and self.read_at - self.grown_at >= self.limit and (
+                self.next - self.read_at <= self.limit // 4):
+            # A window's worth was read and the reader keeps up: the path may be longer than the window is wide.
+            self.limit = self.limit * 2 if self.limit * 2 < self.most else self.most
+            self.grown_at = self.read_at
         if self.bytes_.capacity <= SMALL_RING:
             self.trim()
         return count

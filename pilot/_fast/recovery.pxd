@@ -1,7 +1,7 @@
 # Sent segments of one stream and what is known about each (_fast, L7): see recovery.pyx.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from pilot._fast.congestion cimport Congestion
+from pilot._fast.congestion cimport Congestion, delivery_stamp
 
 cdef enum:
     SEGMENT_SACKED = 1
@@ -15,6 +15,7 @@ cdef struct segment:
     uint16_t transmissions
     uint8_t state
     double sent_at              # of the last transmission
+    delivery_stamp stamp        # taken then
 
 
 cdef struct retransmission:
@@ -42,11 +43,11 @@ cdef class Scoreboard:
     cdef double newest_sent             # RACK: when the newest segment known to be delivered was sent ...
     cdef uint64_t newest_end            # ... and where it ends
     cdef double newest_rtt
-    cdef bint reordering_seen
+    cdef int reorder_steps              # width of the reordering window in quarters of the shortest RTT; 0 = none seen
     cdef double sample                  # RTT sample of the acknowledgment being processed, or -1
     cdef uint64_t delivered             # bytes newly acknowledged or SACKed by it
     cdef uint64_t count(self) noexcept
-    cdef bint push(self, uint64_t start, uint32_t length, double now) noexcept
+    cdef bint push(self, uint64_t start, uint32_t length, Congestion path, double now) noexcept
     cdef segment *at(self, uint64_t number) noexcept
     cdef uint64_t find(self, uint64_t offset) noexcept
     cdef void begin_ack(self) noexcept

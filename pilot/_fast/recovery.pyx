@@ -6,6 +6,7 @@ from libc.stdlib cimport free, malloc
 from pilot._fast.congestion cimport Congestion
 
 cdef enum:
+    MAX_REORDER_STEPS = 16
     DUPLICATE_THRESHOLD = 3     # SACKed segments above a hole that prove a loss while no reordering has been seen
 
 
@@ -40,7 +41,7 @@ cdef class Scoreboard:
         self.mask = capacity - 1
         return True
 
-    cdef bint push(self, uint64_t start, uint32_t length, double now) noexcept:
+    cdef bint push(self, uint64_t start, uint32_t length, Congestion path, double now) noexcept:
         """Record a segment sent for the first time; False when there is no memory (send it later)."""
         cdef segment *s
         if self.segments == NULL or self.last - self.first == self.mask + 1:
@@ -48,6 +49,7 @@ cdef class Scoreboard:
                 return False
         s = self.at(self.last)
         s.start, s.length, s.state, s.transmissions, s.sent_at = start, length, 0, 1, now
+        path.on_send(length, &s.stamp, now)
         self.last += 1
         self.outstanding += length
         return True
@@ -75,14 +77,19 @@ cdef class Scoreboard:
         cdef double rtt = now - s.sent_at
         if s.state & SEGMENT_RETRANSMITTED:
             # Sooner than any round trip: the answer is to the original, the retransmission was needless.
+            # That proves reordering, and each time a window too narrow for it (RFC 8985, without D-SACK).
             if rtt < path.min_rtt:
-                self.reordering_seen = True
+                if self.reorder_steps < MAX_REORDER_STEPS:
+                    self.reorder_steps += 1
+                path.on_delivered(s.length, NULL, s.sent_at, now)
+                path.on_spurious(now)
                 return
         else:
             if self.sample < 0.0 or rtt < self.sample:
                 self.sample = rtt
-            if end < self.highest_sacked:
-                self.reordering_seen = True
+            if end < self.highest_sacked and self.reorder_steps == 0:
+                self.reorder_steps = 1
+        path.on_delivered(s.length, &s.stamp, s.sent_at, now)
         if s.sent_at > self.newest_sent or (s.sent_at == self.newest_sent and end > self.newest_end):
             self.newest_sent, self.newest_end, self.newest_rtt = s.sent_at, end, rtt
 
@@ -106,6 +113,8 @@ cdef class Scoreboard:
                     path.on_removed(covered)
                 if covered == s.length:
                     self.note_delivery(s, path, now)
+                else:
+                    path.on_delivered(covered, NULL, s.sent_at, now)
             if covered < s.length:
                 s.start = offset
                 s.length -= covered
@@ -158,13 +167,18 @@ cdef class Scoreboard:
         """Mark what must be lost by now; returns when to look again (INFINITY: after the next acknowledgment)."""
         cdef double window, horizon, due = INFINITY
         cdef double oldest = -1.0
+        cdef uint64_t lost_before = self.lost_bytes
         cdef uint64_t n, end
         cdef segment *s
         cdef retransmission *r
         if self.newest_sent == 0.0 or self.first == self.last:
             return INFINITY
         window = path.min_rtt / 4 if path.min_rtt < INFINITY else 0.001
-        if not self.reordering_seen and self.sacked >= DUPLICATE_THRESHOLD:
+        if self.reorder_steps > 1:
+            window *= self.reorder_steps
+            if window > path.srtt:
+                window = path.srtt
+        elif self.reorder_steps == 0 and self.sacked >= DUPLICATE_THRESHOLD:
             window = 0.0
         horizon = self.newest_rtt + window
         while self.judged < self.last:
@@ -197,7 +211,7 @@ cdef class Scoreboard:
                     self.mark_lost(n, path)
             self.repairs_first += 1
         if oldest >= 0.0:
-            path.on_loss(oldest, now)
+            path.on_loss(self.lost_bytes - lost_before, oldest, now)
         return due
 
     cdef segment *next_lost(self) noexcept:
@@ -220,7 +234,9 @@ cdef class Scoreboard:
             s.state &= ~SEGMENT_LOST
             self.lost -= 1
             self.lost_bytes -= s.length
-            path.on_send(s.length, now)
+            path.on_send(s.length, &s.stamp, now)
+        else:
+            path.on_send(0, &s.stamp, now)      # a probe: it is in flight already
         s.state |= SEGMENT_RETRANSMITTED
         s.sent_at = now
         if s.transmissions < 65535:

@@ -24,7 +24,8 @@ cdef class Sender(Scoreboard):
     cdef uint64_t nxt               # next offset to send
     cdef uint64_t end               # one past the last byte written
     cdef ring bytes_
-    cdef uint64_t limit             # most bytes kept in the ring
+    cdef uint64_t limit             # most bytes kept in the ring now
+    cdef uint64_t most              # ... and ever
     cdef uint8_t last_byte          # the byte at una - 1, for probes
     cdef uint32_t peer_slots
     cdef bint ours                  # the peer advertised more than 512 slots
@@ -38,6 +39,7 @@ cdef class Sender(Scoreboard):
         return <uint32_t> (self.iss + 1 + offset)
     cdef uint64_t put(self, const uint8_t *data, uint64_t count) noexcept
     cdef uint64_t room(self) noexcept
+    cdef void widen(self, uint64_t cwnd) noexcept
     cdef void on_rtt(self, double rtt) noexcept
     cdef bint is_sack(self, const uint8_t *payload, uint32_t length) noexcept
     cdef void on_sack(self, const uint8_t *payload, Congestion path, double now) noexcept
@@ -47,7 +49,7 @@ cdef class Sender(Scoreboard):
     cdef bint looks_like_sack(self, uint64_t at) noexcept
     cdef uint32_t narrower(self, segment *s, uint32_t most) noexcept
     cdef bint seems_stock(self) noexcept
-    cdef sendable what_next(self, Peer peer) noexcept
+    cdef sendable what_next(self, Peer peer, double now) noexcept
     cdef double timeout(self) noexcept
     cdef void release(self, Congestion path) noexcept
     cdef void trim(self) noexcept

@@ -54,6 +54,14 @@ cdef class Sender(Scoreboard):
             self.end += count
         return count
 
+    cdef void widen(self, uint64_t cwnd) noexcept:
+        """The writer waits for room: the ring should hold two windows, and what is SACKed behind a hole besides."""
+        cdef uint64_t wanted = 2 * cwnd + self.sacked_bytes
+        if wanted > self.most:
+            wanted = self.most
+        if wanted > self.limit:
+            self.limit = wanted
+
     cdef void on_rtt(self, double rtt) noexcept:
         """RFC 6298 with the clamp of stock nodes: 200 ms to 10 s."""
         if self.srtt == 0.0:
@@ -158,7 +166,7 @@ cdef class Sender(Scoreboard):
         held = self.find(self.highest_sacked) - self.first
         return held <= STOCK_BEHIND_HOLE + 1 and self.sacked + 8 >= held and self.judged - self.first > held + 8
 
-    cdef sendable what_next(self, Peer peer) noexcept:
+    cdef sendable what_next(self, Peer peer, double now) noexcept:
         """The next thing that may leave, under the peer's window and the path's congestion window."""
         cdef Congestion path = peer.path
         cdef uint64_t slots = self.peer_slots
@@ -171,9 +179,9 @@ cdef class Sender(Scoreboard):
         if self.lost:
             s = self.next_lost()
             length = s.length if s.length < peer.segment else peer.segment
-            if path.in_flight + length > path.cwnd and self.outstanding - self.sacked_bytes - self.lost_bytes > 0:
-                return WAIT_CONGESTION
-            return REPAIR
+            if path.has_room(length, now) or self.outstanding == self.sacked_bytes + self.lost_bytes:
+                return REPAIR           # with nothing of its own in flight no acknowledgment would give it another turn
+            return WAIT_CONGESTION
         if self.end == self.nxt:
             return NOTHING
         length = self.next_length(peer)
@@ -186,9 +194,7 @@ cdef class Sender(Scoreboard):
             return NOTHING
         if not self.ours and self.sacked and outstanding >= STOCK_BEHIND_HOLE:
             return NOTHING
-        if path.in_flight + length > path.cwnd and path.in_flight > 0:
-            return WAIT_CONGESTION
-        return NEW_SEGMENT
+        return NEW_SEGMENT if path.has_room(length, now) else WAIT_CONGESTION
 
     cdef void release(self, Congestion path) noexcept:
         """The stream has ended: nothing of it is in flight or kept."""

@@ -57,6 +57,7 @@ cdef enum:
     MAX_REDIALS = 3
     MAX_WINDOW_UPDATES = 5
     MAX_BACKOFF = 16
+    WAKE_ROOM = 524288                  # a waiting writer is woken at half the ring, or at this much room
 
 
 cdef class StreamCore(StreamPackets):
@@ -148,7 +149,7 @@ cdef class StreamCore(StreamPackets):
         self.out.window_ack = p.ack
         if self.attempts == 1 and self.generation == self.peer.generation:
             self.out.on_rtt(now - self.last_syn)
-            self.peer.path.on_rtt(now - self.last_syn)
+            self.peer.path.on_rtt(now - self.last_syn, now)
         self.into.edge = <uint64_t> self.into.advertised * SLOT_WORTH
         self.into.pending = 1       # acknowledges the SYN-ACK, with the first data if that comes soon
         self.established(now)
@@ -219,7 +220,7 @@ cdef class StreamCore(StreamPackets):
                 out.on_sack(p.payload, path, now)
             if out.sample >= 0.0:
                 out.on_rtt(out.sample)
-                path.on_rtt(out.sample)
+                path.on_rtt(out.sample, now)
             if out.delivered:
                 path.on_ack(out.delivered, now)
                 self.last_progress = self.rto_base = now
@@ -229,7 +230,10 @@ cdef class StreamCore(StreamPackets):
             if sack and out.ours and out.seems_stock():
                 out.ours = False
             if advanced:
-                if self.interest & WAKE_WRITE and out.room() >= out.limit // 2:
+                if self.interest & WAKE_WRITE:
+                    out.widen(path.cwnd)
+                if self.interest & WAKE_WRITE and out.room() >= (
+                        out.limit // 2 if out.limit < WAKE_ROOM * 2 else WAKE_ROOM):
                     self.events |= WAKE_WRITE
                     self.host.touch(self)
                 if self.interest & WAKE_ACKED:
@@ -319,8 +323,10 @@ cdef class StreamCore(StreamPackets):
             self.want_session(now)
             return False
         while quantum > 0:
-            what = out.what_next(peer)
+            what = out.what_next(peer, now)
             if what == NOTHING:
+                if not peer.blocked and out.lost == 0:
+                    peer.path.on_idle()
                 break
             if what == WAIT_CONGESTION:
                 self.host.wait_for_window(self)
@@ -329,9 +335,8 @@ cdef class StreamCore(StreamPackets):
                 length = self.send_repair(now)
             else:
                 length = out.next_length(peer)
-                if not out.push(out.nxt, length, now):
+                if not out.push(out.nxt, length, peer.path, now):
                     break
-                peer.path.on_send(length, now)
                 if out.first + 1 == out.last:
                     self.rto_base = self.last_progress = now
                 out.nxt += length

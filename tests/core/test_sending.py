@@ -169,7 +169,7 @@ class TestWindows:
         assert not talk.core.peer_is_ours
 
     def test_room_and_backpressure(self) -> None:
-        _, talk = dialed(settings=MuxSettings(send_limit=10_000))
+        _, talk = dialed(settings=MuxSettings(send_limit=10_000, max_send_limit=10_000))
         assert talk.core.writable == 10_000
         assert talk.core.write(bytes(30_000)) == 10_000
         assert talk.core.write(b"x") == 0

@@ -1,0 +1,16 @@
+from typing_extensions import disjoint_base
+
+from pilot._fast.congestion import Congestion
+
+@disjoint_base
+class Bbr(Congestion):
+    @property
+    def mode(self) -> int: ...
+    @property
+    def bandwidth(self) -> float: ...
+    @property
+    def filled(self) -> bool: ...
+    @property
+    def most_in_flight(self) -> int: ...
+    @property
+    def rounds(self) -> int: ...
