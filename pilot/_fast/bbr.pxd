@@ -29,10 +29,10 @@ cdef class Bbr(Congestion):
     cdef double min_rtt_at
     cdef double probe_rtt_until
     cdef readonly uint64_t most_in_flight            # what the path has held without a standing queue and its losses
-    cdef double reduced_at
     cdef uint64_t undo_most_in_flight
     cdef uint64_t round_lost                # bytes of this round trip
     cdef uint64_t round_delivered
+    cdef uint64_t round_flight              # most in flight during it
     cdef double round_rtt                   # its shortest sample
     cdef double aggregation_at              # acknowledgments in lumps: when the lump began, and what came with it
     cdef uint64_t aggregated

@@ -49,8 +49,7 @@ cdef class Bbr(Congestion):
         self.full_rounds = 0
         self.filled = self.has_sample = self.recovering = self.limited = False
         self.most_in_flight = self.undo_most_in_flight = MAX_WINDOW
-        self.reduced_at = -INFINITY
-        self.round_lost = self.round_delivered = 0
+        self.round_lost = self.round_delivered = self.round_flight = 0
         self.round_rtt = INFINITY
         self.round_end = self.delivered
         self.aggregation_at = 0.0
@@ -80,6 +79,8 @@ cdef class Bbr(Congestion):
 
     cdef void on_send(self, uint64_t size, delivery_stamp *stamp, double now) noexcept:
         Congestion.on_send(self, size, stamp, now)
+        if self.in_flight > self.round_flight:
+            self.round_flight = self.in_flight
         if self.recovering:
             stamp.app_limited = True
 
@@ -153,6 +154,7 @@ cdef class Bbr(Congestion):
             self.check_full()
         self.round_end = self.delivered
         self.round_lost = self.round_delivered = 0
+        self.round_flight = self.in_flight
         self.round_rtt = INFINITY
         if self.limited:
             return                      # a path that is not used keeps what was learnt about it
@@ -172,12 +174,11 @@ cdef class Bbr(Congestion):
         cdef uint64_t total = self.round_lost + self.round_delivered
         cdef uint64_t held
         if self.round_lost > TOLERATED_LOSS * total and (self.queue_shown() or self.round_lost > MUCH_LOSS * total):
-            held = self.in_flight + self.round_lost
-            if held > self.cwnd:
-                held = self.cwnd
+            held = self.bdp(1.0)
+            if held < self.round_flight:
+                held = self.round_flight
             self.undo_most_in_flight = self.most_in_flight
             self.most_in_flight = <uint64_t> (held * LOSS_BETA)
-            self.reduced_at = now
             if not self.filled:
                 self.filled = True          # STARTUP has found the end
         elif self.most_in_flight < MAX_WINDOW and self.mode == PROBE_BW and self.phase == 0:
