@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import functools
 import time
 from typing import Any, Final
 
 import pilot
 from bench.subjects import BLOCK_BYTES, CREDIT_MESSAGES, End
 from bench.subjects.flood import Counted, Window
-from pilot._fast.mux import MuxSettings
-from pilot._fast.udp import UdpPort
-from pilot.node import NodeConfig, runtime
 
 __all__ = ["Client", "Server"]
 
@@ -23,37 +18,8 @@ HOLD_PORTS: Final = range(1100, 1110)
 DATAGRAM_PORT: Final = 4000
 CREDIT_PORT: Final = 4001
 DIALS_AT_ONCE: Final = 64
-OVERHEAD_BYTES: Final = 70
-"""Of a frame around its segment."""
 UNLIMITED: Final = {"syn_rate": 1e6, "peer_syn_rate": 1e6, "peer_syn_burst": 1_000_000, "streams_per_port": 65535}
 """The limits are for strangers; here one peer is meant to call as often as it can. Names of `NodeConfig`."""
-
-
-def _unlimited() -> dict[str, Any]:
-    """The settings that lift the limits. Where `NodeConfig` has none, the stream layer's defaults are lifted here."""
-    known = {setting.name for setting in dataclasses.fields(NodeConfig)}
-    if UNLIMITED.keys() <= known:
-        return dict(UNLIMITED)
-    settings = functools.partial(
-        MuxSettings, syn_rate=1e6, source_syn_rate=1e6, source_syn_burst=1e6, max_streams_per_port=65535
-    )
-    vars(runtime)["MuxSettings"] = settings
-    return {}
-
-
-class _Narrow(UdpPort):
-    """A socket that speaks of a receive buffer in which just eight segments of the wanted size fit.
-
-    The search for the largest segment takes no more than an eighth of the buffer, so it ends at that size.
-    """
-
-    def __init__(self, segment: int, host: str) -> None:
-        super().__init__(host=host)
-        self._told = 8 * (segment + OVERHEAD_BYTES)
-
-    @property
-    def receive_buffer_bytes(self) -> int:
-        return self._told
 
 
 class _Node(End):
@@ -62,9 +28,9 @@ class _Node(End):
     node: pilot.Node
 
     async def _start(self, host: str, registry: str, beacon: str, segment: int) -> None:
-        settings = _unlimited()
+        settings: dict[str, Any] = dict(UNLIMITED)
         if segment:
-            settings["open_port"] = lambda config: _Narrow(segment, host)
+            settings["max_segment_bytes"] = segment
         self.node = pilot.Node(
             registry=registry,
             beacon=beacon,

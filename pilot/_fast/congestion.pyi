@@ -13,7 +13,6 @@ class Congestion:
     @property
     def min_rtt(self) -> float: ...
 
-@disjoint_base
 class Unlimited(Congestion): ...
 
 @disjoint_base

@@ -66,6 +66,10 @@ class NodeConfig:
     offload: bool = _setting(True, "Whether kernel offloads (GSO, GRO, batched receive) are tried on the UDP socket.")
     dial_timeout: float = _setting(30.0, "Seconds `dial` takes at most when it is given no timeout of its own.")
     memory_bytes: int = _setting(1 << 30, "Bytes all receive buffers of the node take at most, 1 MiB or more.")
+    stream_bytes: int = _setting(
+        32 << 20, "Bytes one stream buffers at most in each direction; it starts with far less."
+    )
+    congestion: str = _setting("bbr", "Congestion control: `bbr` (a model of the path, tolerates loss) or `cubic`.")
     max_segment_bytes: int = _setting(
         65_428, "Most stream bytes in one packet, where the path carries them; 1152 to 65428. 1152 means: never probe."
     )
@@ -93,6 +97,9 @@ class NodeConfig:
             )
         _check_range("dial_timeout", self.dial_timeout, 0.001, MAX_DEADLINE)
         _check_range("memory_bytes", self.memory_bytes, 1 << 20, 1 << 48)
+        _check_range("stream_bytes", self.stream_bytes, 1 << 16, 1 << 30)
+        if self.congestion not in ("bbr", "cubic"):
+            raise InvalidValueError(f"congestion={self.congestion!r} is not known: write 'bbr' or 'cubic'")
         _check_range("max_segment_bytes", self.max_segment_bytes, 1152, 65_428)
         _check_range("syn_rate", self.syn_rate, 0.1, 1e6)
         _check_range("peer_syn_rate", self.peer_syn_rate, 0.1, 1e6)
