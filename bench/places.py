@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from bench.harness import Side, SubjectError
 
-__all__ = ["Place", "lone_namespace", "loopback", "veth"]
+__all__ = ["Place", "forget", "inside", "ip", "lone_namespace", "loopback", "need_root", "veth"]
 
 VETH_HOSTS = ("198.18.0.1", "198.18.0.2")
 LONE_HOSTS = ("198.18.1.1", "198.18.1.2", "198.18.1.3")
@@ -37,16 +37,16 @@ async def loopback() -> AsyncIterator[Place]:
 async def lone_namespace() -> AsyncIterator[Place]:
     """A namespace with only loopback in it: the official programs run nowhere else."""
     name = f"pilot-bench-{os.getpid()}"
-    _need_root()
+    need_root()
     try:
-        _ip("netns", "add", name)
-        _ip("-n", name, "link", "set", "lo", "up")
+        ip("netns", "add", name)
+        ip("-n", name, "link", "set", "lo", "up")
         for host in LONE_HOSTS:
-            _ip("-n", name, "addr", "add", f"{host}/32", "dev", "lo")
-        inside = _inside(name)
-        yield Place((Side(LONE_HOSTS[0], inside), Side(LONE_HOSTS[1], inside)), LONE_HOSTS[2])
+            ip("-n", name, "addr", "add", f"{host}/32", "dev", "lo")
+        prefix = inside(name)
+        yield Place((Side(LONE_HOSTS[0], prefix), Side(LONE_HOSTS[1], prefix)), LONE_HOSTS[2])
     finally:
-        _forget(name)
+        forget(name)
 
 
 @asynccontextmanager
@@ -54,39 +54,42 @@ async def veth(mtu: int) -> AsyncIterator[Place]:
     """Two namespaces joined by a veth pair of that MTU."""
     names = [f"pilot-bench-{os.getpid()}-{end}" for end in ("client", "server")]
     devices = [f"pb{os.getpid() % 10**6}{end}" for end in ("c", "s")]
-    _need_root()
+    need_root()
     try:
         for name in names:
-            _ip("netns", "add", name)
-        _ip("link", "add", devices[0], "netns", names[0], "type", "veth", "peer", "name", devices[1], "netns", names[1])
+            ip("netns", "add", name)
+        ip("link", "add", devices[0], "netns", names[0], "type", "veth", "peer", "name", devices[1], "netns", names[1])
         for name, device, host in zip(names, devices, VETH_HOSTS, strict=True):
-            _ip("-n", name, "addr", "add", f"{host}/24", "dev", device)
-            _ip("-n", name, "link", "set", device, "mtu", str(mtu), "up")
-            _ip("-n", name, "link", "set", "lo", "up")
-        sides = [Side(host, _inside(name)) for name, host in zip(names, VETH_HOSTS, strict=True)]
+            ip("-n", name, "addr", "add", f"{host}/24", "dev", device)
+            ip("-n", name, "link", "set", device, "mtu", str(mtu), "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        sides = [Side(host, inside(name)) for name, host in zip(names, VETH_HOSTS, strict=True)]
         yield Place((sides[0], sides[1]), VETH_HOSTS[1])
     finally:
         for name in names:
-            _forget(name)
+            forget(name)
 
 
-def _need_root() -> None:
+def need_root() -> None:
+    """Raises SubjectError where no namespace can be made."""
     if os.name != "posix" or os.geteuid() != 0:
         raise SubjectError("network namespaces need root")
     if shutil.which("ip") is None:
         raise SubjectError("there is no `ip` program (package iproute2)")
 
 
-def _inside(name: str) -> tuple[str, ...]:
+def inside(name: str) -> tuple[str, ...]:
+    """The words before a command that run it in the namespace."""
     return ("ip", "netns", "exec", name)
 
 
-def _ip(*words: str) -> None:
+def ip(*words: str) -> None:
+    """Runs `ip`; raises SubjectError with its complaint."""
     done = subprocess.run(["ip", *words], capture_output=True, text=True)
     if done.returncode:
         raise SubjectError(f"ip {' '.join(words)}: {done.stderr.strip()}")
 
 
-def _forget(name: str) -> None:
-    """Removes the name; namespace and devices go with their last process."""
+def forget(name: str) -> None:
+    """Removes the name of a namespace; namespace and devices go with their last process."""
     subprocess.run(["ip", "netns", "del", name], capture_output=True)

@@ -8,6 +8,7 @@ starts. Two daemons deadlock on a closed window and lose transfers without pacin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import tempfile
 import time
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.subjects import End, proc_fields
-from tests.interop.ipc import IpcClient, IpcStream
+from bench.subjects.timed import DIAL_SECONDS, TIMED_PORT, Arrivals, drain, paced
+from tests.interop.ipc import IpcClient, IpcError, IpcStream
 from tests.interop.netns import Namespace
 from tests.interop.official import OfficialDaemon, fetch
 
@@ -59,12 +61,13 @@ class _Daemon(End):
     daemon: OfficialDaemon
     ipc: IpcClient
 
-    async def _start(self, host: str, registry: str, beacon: str) -> None:
+    async def _start(self, host: str, registry: str, beacon: str, port: int = 4000) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="pilot-bench-")
         settings: dict[str, Any] = {
             "registry": registry,
             "beacon": beacon,
             "host": host,
+            "port": port,
             "public": True,
             "log_level": "error",
         }
@@ -87,20 +90,34 @@ class _Daemon(End):
 class Server(_Daemon):
     """Swallows streams; the daemon echoes by itself."""
 
-    async def open(self, *, host: str, registry: str, beacon: str, **_: Any) -> dict[str, Any]:
+    async def open(self, *, host: str, registry: str, beacon: str, port: int = 4000, **_: Any) -> dict[str, Any]:
         """Starts the daemon; answers with its address."""
-        await self._start(host, registry, beacon)
+        await self._start(host, registry, beacon, port)
         self._sink = await self.ipc.bind(SINK_PORT)
+        self._timed = await self.ipc.bind(TIMED_PORT)
+        self._arriving: asyncio.Task[None] | None = None
         self._stream: IpcStream | None = None
         return {"address": str(self.daemon.address)}
 
     async def expect(self, kind: str, count: int = 0, size: int = 0) -> None:
         """A stream of `size` bytes; echoes need no preparation."""
         self._draining = asyncio.create_task(self._drain(size)) if kind == "stream" else None
+        if kind == "timed":
+            if self._arriving is not None:
+                self._arriving.cancel()
+            self._arrivals = Arrivals()
+            self._arriving = asyncio.create_task(self._arrive(self._arrivals))
 
     async def collect(self) -> dict[str, Any]:
         """When the last byte came."""
         return {"end": await self._draining} if self._draining is not None else {}
+
+    async def received(self, start: int, seconds: float) -> dict[str, Any]:
+        """What the stream of a timed transfer had brought by then."""
+        return self._arrivals.received(start, seconds)
+
+    async def _arrive(self, arrivals: Arrivals) -> None:
+        await drain(await self._timed.accept(), arrivals)
 
     async def _drain(self, size: int) -> int:
         if self._stream is None:
@@ -121,9 +138,11 @@ class Server(_Daemon):
 class Client(_Daemon):
     """Dials the other daemon."""
 
-    async def open(self, *, host: str, registry: str, beacon: str, address: str, **_: Any) -> dict[str, Any]:
+    async def open(
+        self, *, host: str, registry: str, beacon: str, address: str, port: int = 4000, **_: Any
+    ) -> dict[str, Any]:
         """Starts the daemon."""
-        await self._start(host, registry, beacon)
+        await self._start(host, registry, beacon, port)
         self._address = address
         self._bulk: IpcStream | None = None
         self._echo: IpcStream | None = None
@@ -143,6 +162,25 @@ class Client(_Daemon):
         while unconfirmed > 0:
             unconfirmed -= len(await stream.read()) * CREDIT_BYTES
         return {"start": started}
+
+    async def send_for(self, seconds: float, window: int) -> dict[str, Any]:
+        """A fresh stream, written to for so long; answers with the time before the first byte, and how it went."""
+        async with asyncio.timeout(DIAL_SECONDS):
+            stream = await self.ipc.dial(self._address, TIMED_PORT)
+        reason, started = "", time.monotonic_ns()
+        try:
+            async with asyncio.timeout(seconds):
+                await paced(stream, window)
+        except TimeoutError:
+            pass
+        except ConnectionError as error:
+            reason = str(error)
+        self._closing = asyncio.create_task(self._end(stream))
+        return {"start": started, "reason": reason}
+
+    async def _end(self, stream: IpcStream) -> None:
+        with contextlib.suppress(TimeoutError, ConnectionError, IpcError):
+            await stream.close()
 
     async def echo(self, count: int, size: int) -> list[float]:
         """Microseconds of each round trip."""

@@ -9,6 +9,7 @@ from typing import Any, Final
 import pilot
 from bench.subjects import BLOCK_BYTES, CREDIT_MESSAGES, End
 from bench.subjects.flood import Counted, Window
+from bench.subjects.timed import DIAL_SECONDS, TIMED_PORT, Arrivals, drain, paced
 
 __all__ = ["Client", "Server"]
 
@@ -27,8 +28,10 @@ class _Node(End):
 
     node: pilot.Node
 
-    async def _start(self, host: str, registry: str, beacon: str, segment: int) -> None:
-        settings: dict[str, Any] = dict(UNLIMITED)
+    async def _start(
+        self, host: str, registry: str, beacon: str, segment: int, more: dict[str, Any] | None = None
+    ) -> None:
+        settings: dict[str, Any] = UNLIMITED | (more or {})
         if segment:
             settings["max_segment_bytes"] = segment
         self.node = pilot.Node(
@@ -50,14 +53,25 @@ class _Node(End):
 class Server(_Node):
     """Swallows streams on one port, echoes on another, holds idle ones on a few more, counts datagrams."""
 
-    async def open(self, *, host: str, registry: str, beacon: str, segment: int = 0, **_: Any) -> dict[str, Any]:
+    async def open(
+        self,
+        *,
+        host: str,
+        registry: str,
+        beacon: str,
+        segment: int = 0,
+        settings: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
         """Starts node and services; answers with the address."""
-        await self._start(host, registry, beacon, segment)
+        await self._start(host, registry, beacon, segment, settings)
         self._buffer = memoryview(bytearray(BLOCK_BYTES))
         self._counted = Counted()
         self._held: list[pilot.Stream] = []
         self._stream: pilot.Stream | None = None
         self._sink = await self.node.listen(SINK_PORT)
+        self._timed = await self.node.listen(TIMED_PORT)
+        self._arriving: asyncio.Task[None] | None = None
         self._echoing = self.node.serve(ECHO_PORT, self._echo)
         await self._echoing.__aenter__()
         self._inbox = self.node.datagrams(DATAGRAM_PORT)
@@ -71,6 +85,11 @@ class Server(_Node):
             self._draining = asyncio.create_task(self._drain(size))
         elif kind == "datagrams":
             self._counted.reset()
+        elif kind == "timed":
+            if self._arriving is not None:
+                self._arriving.cancel()
+            self._arrivals = Arrivals()
+            self._arriving = asyncio.create_task(self._arrive(self._arrivals, confirm=bool(size)))
         self._kind = kind
 
     async def collect(self) -> dict[str, Any]:
@@ -85,6 +104,23 @@ class Server(_Node):
         while size > 0:
             size -= await self._stream.read_into(self._buffer)
         return time.monotonic_ns()
+
+    async def received(self, start: int, seconds: float) -> dict[str, Any]:
+        """What the stream of a timed transfer had brought by then."""
+        return self._arrivals.received(start, seconds)
+
+    async def _arrive(self, arrivals: Arrivals, *, confirm: bool) -> None:
+        stream = await self._timed.accept()
+        try:
+            if confirm:
+                await drain(stream, arrivals)
+            else:
+                while count := await stream.read_into(self._buffer):
+                    arrivals.add(count)
+        except ConnectionError:
+            pass  # the client ends by tearing the stream down
+        finally:
+            stream.abort()
 
     async def _echo(self, stream: pilot.Stream) -> None:
         buffer = memoryview(bytearray(BLOCK_BYTES))
@@ -110,9 +146,10 @@ class Server(_Node):
 
     async def close(self) -> None:
         """Stops services and node."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *filter(None, [self._arriving])]
+        for task in tasks:
             task.cancel()
-        await asyncio.wait(self._tasks)
+        await asyncio.wait(tasks)
         await self._echoing.__aexit__(None, None, None)
         await super().close()
 
@@ -121,10 +158,18 @@ class Client(_Node):
     """Dials the server's node; streams are dialed when they are first needed and then kept."""
 
     async def open(
-        self, *, host: str, registry: str, beacon: str, address: str, segment: int = 0, **_: Any
+        self,
+        *,
+        host: str,
+        registry: str,
+        beacon: str,
+        address: str,
+        segment: int = 0,
+        settings: dict[str, Any] | None = None,
+        **_: Any,
     ) -> dict[str, Any]:
         """Starts the node and makes contact."""
-        await self._start(host, registry, beacon, segment)
+        await self._start(host, registry, beacon, segment, settings)
         self._peer = await self.node.find(address)
         self._bulk: pilot.Stream | None = None
         self._echo: pilot.Stream | None = None
@@ -144,6 +189,27 @@ class Client(_Node):
         for _ in range(size // BLOCK_BYTES):
             await self._bulk.write(block)
         return {"start": started}
+
+    async def send_for(self, seconds: float, window: int = 0) -> dict[str, Any]:
+        """A fresh stream, written to for so long; answers with the time before the first byte, and how it went."""
+        async with asyncio.timeout(DIAL_SECONDS):
+            stream = await self.node.dial(self._peer, TIMED_PORT)
+        block, reason = bytes(BLOCK_BYTES), ""
+        started = time.monotonic_ns()
+        try:
+            async with asyncio.timeout(seconds):
+                if window:
+                    await paced(stream, window)
+                while True:
+                    await stream.write(block)
+        except TimeoutError:
+            pass
+        except ConnectionError as error:
+            reason = f"{type(error).__name__}: {error}"
+        told = stream.stats()._asdict()
+        del told["state"]
+        stream.abort()
+        return {"start": started, "reason": reason, "stream": told}
 
     async def echo(self, count: int, size: int) -> list[float]:
         """Microseconds of each round trip; on one of the held streams if there are any."""

@@ -8,13 +8,16 @@ from __future__ import annotations
 import asyncio
 import datetime
 import resource
+import socket
 import ssl
+import struct
 import tempfile
 import time
 from pathlib import Path
 from typing import Any, Final
 
 from bench.subjects import BLOCK_BYTES, End
+from bench.subjects.timed import DIAL_SECONDS, Arrivals
 
 __all__ = ["Client", "Server", "self_signed"]
 
@@ -77,6 +80,20 @@ class _Sink(asyncio.BufferedProtocol):
         self._server.arrived(count)
 
 
+class _Timed(asyncio.BufferedProtocol):
+    """Swallows what comes of a timed transfer; only the newest connection counts."""
+
+    def __init__(self, server: Server) -> None:
+        self._arrivals = server.arrivals
+        self._buffer = bytearray(BLOCK_BYTES)
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, count: int) -> None:
+        self._arrivals.add(count)
+
+
 class _Reflect(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self._write = transport.write
@@ -95,12 +112,14 @@ class Server(End):
         create = asyncio.get_running_loop().create_server
         self._sink = await create(lambda: _Sink(self), host, 0, ssl=context)
         self._echo = await create(_Reflect, host, 0, ssl=context, backlog=4096)
-        ports = [server.sockets[0].getsockname()[1] for server in (self._sink, self._echo)]
-        return {"server": host, "sink": ports[0], "echo": ports[1]}
+        self._timed = await create(lambda: _Timed(self), host, 0, ssl=context)
+        ports = [server.sockets[0].getsockname()[1] for server in (self._sink, self._echo, self._timed)]
+        return {"server": host, "sink": ports[0], "echo": ports[1], "timed": ports[2]}
 
     async def expect(self, kind: str, count: int = 0, size: int = 0) -> None:
         """A stream of `size` bytes; echoes need no preparation."""
         self._missing = size
+        self.arrivals = Arrivals()
         self._done: asyncio.Future[int] | None = (
             asyncio.get_running_loop().create_future() if kind == "stream" else None
         )
@@ -115,8 +134,13 @@ class Server(End):
         """When the last byte came."""
         return {"end": await self._done} if self._done is not None else {}
 
+    async def received(self, start: int, seconds: float) -> dict[str, Any]:
+        """What the connection of a timed transfer had brought by then."""
+        return self.arrivals.received(start, seconds)
+
     async def close(self) -> None:
         """Stops listening."""
+        self._timed.close()
         self._sink.close()
         self._echo.close()
 
@@ -170,16 +194,65 @@ class Client(End):
     """Connections to both ports, made when they are first needed and then kept."""
 
     async def open(
-        self, *, server: str, sink: int, echo: int, tls: bool = False, server_hostname: str = "bench", **_: Any
+        self,
+        *,
+        server: str,
+        sink: int,
+        echo: int,
+        timed: int,
+        tls: bool = False,
+        server_hostname: str = "bench",
+        congestion: str = "",
+        **_: Any,
     ) -> dict[str, Any]:
-        """Keeps where the server is."""
+        """Keeps where the server is; fails where the kernel has no congestion control of that name."""
         _raise_file_limit()
-        self._ports = {"sink": (server, sink), "echo": (server, echo)}
+        self._ports = {"sink": (server, sink), "echo": (server, echo), "timed": (server, timed)}
+        self._congestion = congestion
+        self._socket().close()
         self._tls: dict[str, Any] = {"ssl": client_context(), "server_hostname": server_hostname} if tls else {}
         self._bulk: _Connection | None = None
         self._echo: _Connection | None = None
         self._held: list[_Connection] = []
         return {}
+
+    def _socket(self) -> socket.socket:
+        """One that has the chosen congestion control."""
+        made = socket.socket()
+        try:
+            if self._congestion:
+                made.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, self._congestion.encode())
+        except OSError as error:
+            made.close()
+            raise OSError(f"the kernel has no TCP congestion control {self._congestion}: {error}") from None
+        made.setblocking(False)
+        return made
+
+    async def send_for(self, seconds: float, window: int = 0) -> dict[str, Any]:
+        """A fresh connection, written to for so long; answers with the time before the first byte, and how it went."""
+        loop, made = asyncio.get_running_loop(), self._socket()
+        try:
+            async with asyncio.timeout(DIAL_SECONDS):
+                await loop.sock_connect(made, self._ports["timed"])
+        except BaseException:
+            made.close()
+            raise
+        # What is left in the send buffer goes with the connection instead of into the next round.
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        _, connection = await loop.create_connection(_Connection, sock=made)
+        block, reason = bytes(BLOCK_BYTES), ""
+        started = time.monotonic_ns()
+        try:
+            async with asyncio.timeout(seconds):
+                while not connection.transport.is_closing():
+                    await connection.write(block)
+            reason = "the connection ended"
+        except TimeoutError:
+            pass
+        except ConnectionError as error:
+            reason = str(error)
+        connection.transport.abort()
+        return {"start": started, "reason": reason}
 
     async def _connect(self, port: str) -> _Connection:
         loop = asyncio.get_running_loop()
