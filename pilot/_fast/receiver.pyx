@@ -10,10 +10,16 @@ from pilot._fast.ring cimport ring_read, ring_release, ring_resize, ring_write
 
 cdef enum:
     SMALL_RING = 16384              # freed as soon as it is empty; larger ones wait for an idle tick
+    SMALLEST_RING = 4096            # ring.pxd allocates no less; holds a segment of the oldest builds
+    FAIR_RING = 65536               # rings up to this size may use the whole budget, larger ones three quarters
 
 
 cdef class Budget:
-    """Memory of all receive rings of one node, in bytes. A ring that cannot grow drops; the peer sends again."""
+    """Memory of all receive rings of one node, in bytes. A ring that cannot grow drops; the peer sends again.
+
+    A quarter is left to small rings, and the smallest ring is every stream's right, beyond the limit if need be:
+    readers that stopped, or a peer that leaves a hole in each of its streams, may fill the rest as long as they like.
+    """
 
     def __cinit__(self, limit: int = 1 << 30) -> None:
         self.limit = limit
@@ -51,14 +57,15 @@ cdef class Receiver(Reassembly):
     cdef uint64_t reachable(self) noexcept:
         """The largest ring the node's budget allows this stream now: what is promised to the peer must be kept."""
         cdef uint64_t most = self.bytes_.capacity
-        cdef uint64_t allowed = most
-        if self.budget.used < self.budget.limit:
-            allowed += self.budget.limit - self.budget.used
+        cdef uint64_t others = self.budget.used - most
+        cdef uint64_t limit = self.budget.limit
         if most == 0:
-            most = 4096
-            if allowed < most:
-                return 0
-        while most * 2 <= allowed and most < self.limit:
+            most = SMALLEST_RING
+        while most < self.limit:
+            if most * 2 > FAIR_RING:
+                limit = self.budget.limit - self.budget.limit // 4
+            if others + most * 2 > limit:
+                break
             most *= 2
         return most
 

@@ -407,8 +407,7 @@ cdef class StreamCore(StreamPackets):
     cdef void finish_close(self, double now) noexcept:
         self.out.release(self.peer.path)
         self.into.clear()
-        if self.into.discard:
-            self.into.release()
+        self.into.trim()
         self.events |= WAKE_CLOSED | WAKE_READ | WAKE_WRITE | WAKE_ACKED
         self.interest |= WAKE_CLOSED
         self.host.touch(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 __all__ = ["main"]
@@ -9,10 +10,21 @@ __all__ = ["main"]
 
 def main() -> None:
     """Runs the command line; ends the process with one of the codes of `pilot.cli.output.Exit`."""
+    _refuse_core_dumps()
     try:
         sys.exit(_main())
     except KeyboardInterrupt:  # before a command has installed its own handlers
         sys.exit(130)
+
+
+def _refuse_core_dumps() -> None:
+    """A core file of this process would hold the identity and every session key. A library leaves that to its user."""
+    try:
+        import resource
+    except ImportError:
+        return
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def _main() -> int:
