@@ -48,6 +48,23 @@ def result(name: str) -> dict[str, Any]:
     return found
 
 
+@functools.cache
+def lossy(*words: str) -> list[dict[str, Any]]:
+    """The rows of the benchmark over a lossy link; skips where it cannot run at all."""
+    command = [sys.executable, str(ROOT / "bench" / "wan.py"), "--quick", "--json", "--rtt-ms", "2", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=380)
+    if done.returncode and ("need root" in done.stderr or "/dev/net/tun" in done.stderr):
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    found = json.loads(done.stdout)
+    assert found["name"] == "wan"
+    assert {"cpu", "cores", "date", "load"} <= found["machine"].keys()
+    assert {"pilot", "python", "uvloop"} <= found["versions"].keys()
+    rows: list[dict[str, Any]] = found["rows"]
+    return rows
+
+
 def positive(value: Any) -> bool:
     return isinstance(value, float) and math.isfinite(value) and value > 0
 
@@ -107,6 +124,37 @@ def test_many_tells_both_ends() -> None:
 def test_events_tells_fresh_topics() -> None:
     fresh = result("events")["fresh"]
     assert fresh["ratio"]["fnmatch"] == pytest.approx(fresh["ours"] / fresh["peers"]["fnmatch"])
+
+
+def test_a_lossy_link_has_a_row_for_each_rate() -> None:
+    rows = lossy("--loss", "0,0.05", "--peers", "tcp-bbr,tcp-cubic")
+    assert [(row["kind"], row["loss"]) for row in rows] == [("ours", 0.0), ("ours", 0.05)]
+    for row in rows:
+        assert (row["rtt_ms"], row["rate_mbit"], row["unit"]) == (2.0, 1000.0, "MB/s")
+        assert positive(row["ours"])
+        assert row["peers"].keys() == row["ratio"].keys() == {"tcp-bbr", "tcp-cubic"}
+        for peer, value in row["peers"].items():
+            if value is None:
+                assert "no TCP congestion control" in row["reasons"][peer]
+            elif value:
+                assert row["ratio"][peer] == pytest.approx(row["ours"] / value)
+
+
+def test_a_lossy_link_loses_that_share() -> None:
+    row = next(row for row in lossy("--loss", "0,0.05", "--peers", "tcp-bbr,tcp-cubic") if row["loss"])
+    packets, lost = (sum(each[key] for each in row["link"]) for key in ("packets", "lost"))
+    assert packets > 1000
+    assert lost / packets == pytest.approx(0.05, rel=0.5)
+
+
+@pytest.mark.interop
+def test_a_lossy_link_to_a_stock_peer() -> None:
+    rows = {row["kind"]: row for row in lossy("--stock", "--loss", "0.01")}
+    assert rows.keys() == {"ours-to-official", "official-to-ours"}
+    for row in rows.values():
+        if row["peers"]["official"] is None:
+            pytest.skip(row["reasons"]["official"])
+        assert positive(row["ours"])
 
 
 @pytest.mark.interop
