@@ -377,7 +377,7 @@ def run_wire(data: bytes) -> None:
 class Wire:
     """Each byte of the input decides the fate of one datagram; when it is used up the wire is clean.
 
-    At most four in a row are kept back or dropped: a wire that is dead for a minute may end streams.
+    At most two in a row of each end are lost: where no acknowledgment passes for a minute, a stream may well end.
     """
 
     def __init__(self, network: Network, data: bytes) -> None:
@@ -385,13 +385,14 @@ class Wire:
         self.fates = list(data[:2000])
         self.kept: list[tuple[bytes, Any, Any]] = []
         self.pass_on: Any = None
-        self.gone = 0
+        self.gone: dict[Any, int] = {}
 
     def send(self, data: bytes, source: Any, target: Any) -> None:
         fate = self.fates.pop() if self.fates else 255
-        self.gone = self.gone + 1 if fate % 16 in (0, 1, 3, 4, 6) else 0
-        if self.gone > 4:
-            fate = self.gone = 7
+        gone = self.gone.get(source, 0) + 1 if fate % 16 in (0, 1, 3, 4, 5, 6) else 0
+        if gone > 2:
+            fate, gone = 7, 0
+        self.gone[source] = gone
         match fate % 16:
             case 0 | 1:
                 return
