@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -59,6 +60,8 @@ def namespace() -> Iterator[None]:
     libc = ctypes.CDLL(None, use_errno=True)
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("needs root on Linux")
+    if shutil.which("ip") is None:
+        pytest.skip("needs the program `ip` (package iproute2)")
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:
         if libc.unshare(CLONE_NEWNET) != 0:

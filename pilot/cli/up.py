@@ -15,7 +15,7 @@ from rich.text import Text
 from pilot.cli.options import JSON_OPTION, with_node
 from pilot.cli.output import Result, execute, forever, stderr
 from pilot.node import Node, NodeConfig
-from pilot.node.config import join_endpoint
+from pilot.protocol.endpoints import join_endpoint
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

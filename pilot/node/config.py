@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from pilot._fast.errors import InvalidValueError
-from pilot.node.directory.answers import split_endpoint_untrusted
+from pilot.protocol.endpoints import join_endpoint, split_endpoint_untrusted
 from pilot.protocol.names import hostname_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["NodeConfig", "default_config_file", "default_state_dir", "join_endpoint", "parse_endpoint", "parse_listen"]
+__all__ = ["NodeConfig", "default_config_file", "default_state_dir", "parse_endpoint", "parse_listen"]
 
 MAX_DEADLINE: Final = 24 * 3600.0
 ENVIRONMENT_PREFIX: Final = "PILOT_"
@@ -154,32 +154,25 @@ def default_config_file(environment: Mapping[str, str]) -> Path:
     return Path(environment.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "pilot" / "pilot.toml"
 
 
-def parse_endpoint(setting: str, text: str) -> tuple[str, int]:
-    """Host and port of `host:port` or `[ipv6]:port`.
+def parse_endpoint(setting: str, text: str, *, listening: bool = False) -> tuple[str, int]:
+    """Host and port of `host:port` or `[ipv6]:port`; with `listening` the host may be empty and the port 0.
 
     Raises:
         InvalidValueError: it is neither; the message names `setting`.
     """
     try:
-        return split_endpoint_untrusted(text)
+        return split_endpoint_untrusted(text, listening=listening)
     except InvalidValueError as error:
         raise InvalidValueError(f"{setting}={text!r} cannot be used: {error}") from None
 
 
 def parse_listen(text: str) -> tuple[str, int]:
-    """Host and port of the `listen` setting, where the host may be empty and the port 0.
+    """Host and port of the `listen` setting.
 
     Raises:
         InvalidValueError: it cannot be used; the message names the setting.
     """
-    host, colon, port = text.rpartition(":")
-    parse_endpoint("listen", f"{host or '0.0.0.0'}{colon}{'1' if port == '0' else port}")
-    return host.strip("[]"), int(port)
-
-
-def join_endpoint(host: str, port: int) -> str:
-    """`host:port`, with brackets around an IPv6 address."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return parse_endpoint("listen", text, listening=True)
 
 
 _KINDS: Final[dict[str, tuple[tuple[type, ...], str]]] = {

@@ -17,7 +17,7 @@ from pilot._fast.interfaces import lan_addresses, local_address_towards
 from pilot._fast.mux import MuxSettings
 from pilot._fast.stream import StreamState
 from pilot._fast.udp import UdpPort
-from pilot.node.config import join_endpoint, parse_endpoint, parse_listen
+from pilot.node.config import parse_endpoint, parse_listen
 from pilot.node.contacts import Contacts
 from pilot.node.directory import Advertisement, Directory, DirectoryOptions, RegistryClient, RegistryTls
 from pilot.node.echo import ECHO_PORT, EchoService
@@ -30,6 +30,7 @@ from pilot.node.streams import NodeStreams
 from pilot.node.tasks import Tasks
 from pilot.node.trust import TrustGate
 from pilot.node.wiring import Hooks, literal_address
+from pilot.protocol.endpoints import join_endpoint
 from pilot.tunnel import Tunnel, TunnelSettings
 from pilot.tunnel.settings import BASE_SEGMENT_BYTES, FRAME_OVERHEAD_BYTES
 

@@ -10,8 +10,8 @@ from itertools import islice
 from typing import Final
 
 from pilot._fast.errors import RegistryError
+from pilot.protocol.endpoints import split_endpoint_untrusted
 from pilot.rendezvous.config import AUDIT_ENTRIES, MAX_BEACONS
-from pilot.rendezvous.endpoints import split_endpoint_untrusted
 from pilot.rendezvous.networks import require_network
 from pilot.rendezvous.registry import Fields, Handler, Registry, Request
 

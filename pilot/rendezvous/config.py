@@ -16,7 +16,6 @@ MAX_IDENTITIES: Final = 4_000_000
 """Node ids ever given out, live or not: an id is remembered for its key for ever."""
 MAX_OWNER_CHARS: Final = 320
 MAX_VERSION_CHARS: Final = 64
-MAX_ENDPOINT_CHARS: Final = 260
 MAX_LAN_ADDRS: Final = 16
 MAX_TRUST_PER_NODE: Final = 10_000
 """Trust pairs that one node may have reported."""

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from typing import Final
 
 from pilot._fast.errors import InvalidValueError
-from pilot.protocol.beacon import normal_host
-from pilot.rendezvous.config import MAX_ENDPOINT_CHARS, MAX_LAN_ADDRS
-
-_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?\.?", re.ASCII)
+from pilot.protocol.endpoints import ip_of, join_endpoint, split_endpoint_untrusted
+from pilot.rendezvous.config import MAX_LAN_ADDRS
 
 # RFC 1918 and fc00::/7 only: `is_private` also counts documentation, benchmark and carrier-grade ranges.
 _REPLACED: Final = tuple(
@@ -30,28 +27,6 @@ _REPLACED: Final = tuple(
 )
 
 
-def join_endpoint(host: str, port: int) -> str:
-    """``host:port``, IPv6 in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def split_endpoint_untrusted(text: str) -> tuple[str, int]:
-    """(host, port) of ``host:port``; the host may be empty, an IP address or a name. `InvalidValueError` otherwise."""
-    host, colon, digits = text.rpartition(":")
-    if not colon or len(text) > MAX_ENDPOINT_CHARS or not (digits.isascii() and digits.isdigit() and len(digits) <= 5):
-        raise InvalidValueError("invalid address: host:port is required")
-    port = int(digits)
-    if port > 0xFFFF:
-        raise InvalidValueError(f"invalid address: port {port} is not in 0..65535")
-    if host.startswith("[") and host.endswith("]"):
-        host = normal_host(host[1:-1])
-        if _ip(host) is None:
-            raise InvalidValueError("invalid address: the brackets hold no IPv6 address")
-    elif host and _ip(host) is None and not _HOST_NAME.fullmatch(host):
-        raise InvalidValueError("invalid address: the host is neither an IP address nor a name")
-    return host, port
-
-
 def stored_endpoint_untrusted(listen_addr: str, source_host: str, source_port: int) -> str:
     """Where a node is reached that says `listen_addr` over TCP from the source (rendezvous.md 4.1).
 
@@ -60,8 +35,11 @@ def stored_endpoint_untrusted(listen_addr: str, source_host: str, source_port: i
     """
     if not listen_addr:
         return join_endpoint(source_host, source_port)
-    host, port = split_endpoint_untrusted(listen_addr)
-    address = _ip(host)
+    try:
+        host, port = split_endpoint_untrusted(listen_addr, listening=True)
+    except InvalidValueError as error:
+        raise InvalidValueError(f"invalid address: {error}") from None
+    address = ip_of(host)
     if not host or (address is not None and any(address in network for network in _REPLACED)):
         host = source_host
     return join_endpoint(host, port)
@@ -74,16 +52,9 @@ def lan_addrs_untrusted(value: object) -> tuple[str, ...]:
     usable = []
     for text in value[:MAX_LAN_ADDRS]:
         try:
-            host, port = split_endpoint_untrusted(text if isinstance(text, str) else "")
+            host, port = split_endpoint_untrusted(text if isinstance(text, str) else "", listening=True)
         except InvalidValueError:
             continue
-        if _ip(host) is not None:
+        if ip_of(host) is not None:
             usable.append(join_endpoint(host, port))
     return tuple(dict.fromkeys(usable))
-
-
-def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None

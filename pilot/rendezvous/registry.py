@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple
 from pilot._fast.addr import Addr
 from pilot._fast.errors import InvalidValueError, RegistryError
 from pilot.protocol import registry as wire
+from pilot.protocol.endpoints import join_endpoint
 from pilot.rendezvous.config import AUDIT_ENTRIES, RendezvousConfig
-from pilot.rendezvous.endpoints import join_endpoint
 from pilot.rendezvous.limits import Bucket, IpBuckets
 from pilot.rendezvous.state import State
 from pilot.rendezvous.store import NetworkRow, NodeRow

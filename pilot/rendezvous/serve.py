@@ -7,8 +7,8 @@ import json
 import signal
 from collections.abc import Callable
 
+from pilot.protocol.endpoints import join_endpoint
 from pilot.rendezvous.config import RendezvousConfig
-from pilot.rendezvous.endpoints import join_endpoint
 from pilot.rendezvous.server import Rendezvous
 
 

@@ -9,7 +9,7 @@ import pytest
 from pilot.protocol import registry as wire
 from pilot.rendezvous import Limits
 from pilot.rendezvous import directory as handlers
-from pilot.rendezvous.endpoints import lan_addrs_untrusted, split_endpoint_untrusted, stored_endpoint_untrusted
+from pilot.rendezvous.endpoints import lan_addrs_untrusted, stored_endpoint_untrusted
 from pilot.rendezvous.registry import Caller, Registry
 from tests.rendezvous.helpers import ADMIN_TOKEN, Identity, World
 
@@ -200,7 +200,7 @@ def test_endpoint_of_an_ipv6_source() -> None:
 @pytest.mark.parametrize("text", ["host", "host:", "a b:1", "1.2.3.4:65536", "1.2.3.4:٣", "[x]:1", "::1:2:", "-:1"])
 def test_bad_endpoints(text: str) -> None:
     with pytest.raises(ValueError, match="invalid address"):
-        split_endpoint_untrusted(text)
+        stored_endpoint_untrusted(text, "192.0.2.1", 777)
 
 
 def test_lan_addrs_keep_what_is_usable() -> None:

@@ -8,8 +8,6 @@ Source: reference rendezvous.md, sections 4 to 7.
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,6 +15,7 @@ from typing import Any, TypeVar
 from pilot._fast.addr import Addr
 from pilot._fast.errors import InvalidValueError
 from pilot.coreapi import PeerInfo
+from pilot.protocol.endpoints import ip_of, split_endpoint_untrusted
 from pilot.protocol.names import hostname_untrusted, tags_untrusted
 from pilot.protocol.registry import (
     MAX_JUSTIFICATION_BYTES,
@@ -37,7 +36,6 @@ __all__ = [
     "NetworkInfo",
     "NodeRecord",
     "Registration",
-    "split_endpoint_untrusted",
 ]
 
 T = TypeVar("T")
@@ -50,8 +48,6 @@ MAX_NETWORKS = 10_000
 MAX_MEMBERS = 20_000
 MAX_MAILBOX = 256
 MAX_BEACONS = 64
-
-_DNS_NAME = re.compile(r"(?=.{1,253}\Z)(?!-)[A-Za-z0-9-]{1,63}(?:\.(?!-)[A-Za-z0-9-]{1,63})*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,43 +245,12 @@ def nothing(answer: Message) -> None:
 # ---------------------------------------------------------------------------------------------- endpoints
 
 
-def split_endpoint_untrusted(text: str) -> Endpoint:
-    """Host and port of ``host:port`` or ``[IPv6]:port``, an IPv4-mapped IPv6 address as IPv4.
-
-    Raises:
-        InvalidValueError: the text is something else; the message quotes it.
-    """
-    host, colon, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        host = ""
-    if not (host and colon and port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) <= 0xFFFF):
-        raise InvalidValueError(f"{text!r} is no endpoint: write host:port or [IPv6 address]:port, port in 1..65535")
-    address = _ip(host)
-    if address is None:
-        if not _DNS_NAME.fullmatch(host):
-            raise InvalidValueError(f"{host!r} in {text!r} is neither an IP address nor a host name")
-        return host, int(port)
-    return str(address), int(port)
-
-
-def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return None
-    if address.version == 6:
-        return address.ipv4_mapped or address
-    return address
-
-
 def _endpoint(text: str) -> Endpoint | None:
     """An endpoint that packets can be sent to, else None."""
     endpoint = _or_default(split_endpoint_untrusted, text, None)
     if endpoint is None:
         return None
-    address = _ip(endpoint[0])
+    address = ip_of(endpoint[0])
     if address is not None and (address.is_unspecified or address.is_multicast or "%" in endpoint[0]):
         return None
     return endpoint
@@ -296,7 +261,7 @@ def _local_endpoint(text: object) -> Endpoint | None:
     endpoint = _endpoint(text) if isinstance(text, str) else None
     if endpoint is None:
         return None
-    address = _ip(endpoint[0])
+    address = ip_of(endpoint[0])
     return None if address is None or address.is_loopback else endpoint
 
 
