@@ -33,7 +33,9 @@ def test_exit_codes() -> None:
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == [int(code) for code in Exit]
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/ARCHITECTURE.md", "docs/COMMAND.md", "docs/FILE-TRANSFER.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/ARCHITECTURE.md", "docs/COMMAND.md", "docs/FILE-TRANSFER.md", "docs/TESTING.md"]
+)
 def test_links_and_named_paths_exist(document: str) -> None:
     text = (ROOT / document).read_text()
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):

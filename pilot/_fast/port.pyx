@@ -53,6 +53,9 @@ cdef class DatagramPort:
             if last:
                 self.sink.on_batch_end(now)
 
+    def close(self) -> None:
+        """Give the underlay address back; nothing is sent or delivered any more. Overridden by ports that hold one."""
+
     def end_batch(self, now: float) -> None:
         """Tell the sink that a batch of `deliver(..., last=False)` calls is complete."""
         if self.sink is not None:

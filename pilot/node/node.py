@@ -48,8 +48,9 @@ class Node:
     It is private unless `public=True`. It belongs to the event loop and thread that started it; many may live in one.
 
     `trust` tells of a node id whether this node trusts it, at once and often; the default trusts nobody, so a private
-    node is there for those alone whom it dials and whom the registry vouches for. `open_port`, `clock` (monotonic
-    seconds) and `random` replace the UDP socket, the clock and the source of randomness, for virtual networks.
+    node is there for those alone whom it dials and whom the registry vouches for. `identity` takes the place of the
+    one in `state_dir`; its registration is not ended with the node. `open_port`, `clock` (monotonic seconds), `wall`
+    (unix seconds) and `random` replace the UDP socket, the clocks and the source of randomness, for virtual networks.
 
     Raises:
         InvalidValueError: a setting is unknown or cannot be used.
@@ -63,7 +64,9 @@ class Node:
         trust: Callable[[int], bool] = lambda node_id: False,
         open_port: Callable[[NodeConfig], DatagramPort] = open_udp_port,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
         random: Random | None = None,
+        identity: LocalIdentity | None = None,
         **settings: Any,
     ) -> None:
         self._config = _merge(config, settings)
@@ -71,6 +74,8 @@ class Node:
             "trust": trust,
             "open_port": open_port,
             "clock": clock,
+            "wall": wall,
+            "identity": identity,
             "random": random or random_module.SystemRandom(),
         }
         self._runtime: Runtime | None = None

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from pilot._fast.datapath import Datapath
-from pilot._fast.errors import PilotError, RegistryError
+from pilot._fast.errors import ClosedError, PilotError, RegistryError
 from pilot._fast.eventbus import EventBus
 from pilot._fast.interfaces import lan_addresses, local_address_towards
 from pilot._fast.mux import MuxSettings
@@ -101,9 +101,13 @@ class Runtime:
         clock: Callable[[], float],
         random: Random,
         trust: Callable[[int], bool],
+        identity: LocalIdentity | None,
+        wall: Callable[[], float],
     ) -> None:
         self.config = config
         self.clock = clock
+        self._wall = wall
+        self._given_identity = identity
         self._open_port = open_port
         self._random = random
         self._trust = trust
@@ -155,13 +159,13 @@ class Runtime:
 
     def _open_state(self) -> None:
         state = self._stack.enter_context(StateDirectory(self.config.state_dir))
-        self.identity = LocalIdentity.load_or_create(state.file(IDENTITY_NAME))
+        self.identity = self._given_identity or LocalIdentity.load_or_create(state.file(IDENTITY_NAME))
 
     def _open_underlay(self) -> None:
         self.port = port = self._open_port(self.config)
+        self._stack.callback(port.close)
         if not isinstance(port, UdpPort):
             return  # a virtual port delivers by itself
-        self._stack.callback(port.close)
         self._loop.add_reader(port.fileno(), port.on_readable)
         self._stack.callback(self._loop.remove_reader, port.fileno())
 
@@ -250,8 +254,11 @@ class Runtime:
             hostname=config.hostname,
             owner=config.email or f"{self.identity.public_key[:6].hex()}@nodes.pilotprotocol.network",
             on_registered=self._registered,
+            wall=self._wall,
+            jitter=self._random.random,
         )
-        return Directory(RegistryClient(host, port, tls=tls), self.identity, self._advertise, options)
+        client = RegistryClient(host, port, tls=tls, jitter=self._random.random)
+        return Directory(client, self.identity, self._advertise, options)
 
     def _registered(self, node_id: int, addr: Addr) -> None:
         """The registry has given this node its id, for the first time or again."""
@@ -314,6 +321,8 @@ class Runtime:
                     await self._select_beacons()
             except RegistryError as error:
                 _log.debug("the registry's list of beacons is not to be had: %s", error)
+            except ClosedError:  # the node stops, and the directory before the tasks
+                return
             await asyncio.sleep(BEACON_LIST_SECONDS)
 
     async def _watch_address(self) -> None:
@@ -338,7 +347,8 @@ class Runtime:
 
     async def _close_directory(self) -> None:
         try:
-            if self.config.state_dir is None and self.directory.registration is not None:
+            temporary = self.config.state_dir is None and self._given_identity is None
+            if temporary and self.directory.registration is not None:
                 # Nobody can come back with this key: the name need not stay taken for half an hour.
                 with contextlib.suppress(PilotError, TimeoutError):
                     async with asyncio.timeout(DEREGISTER_SECONDS):

@@ -8,7 +8,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Any
 
-from pilot._fast.errors import PeerNotFoundError, PilotError, RegistryError
+from pilot._fast.errors import ClosedError, PeerNotFoundError, PilotError, RegistryError
 from pilot._fast.netaddr import normalise
 from pilot.tunnel import Resolved
 
@@ -86,6 +86,8 @@ class Hooks:
             _log.debug("the new address could not be registered at once: %s", error)
             self.directory.reregister("the own address changed")
             registered = False
+        except ClosedError:  # the node stops, and the directory before the tasks
+            return
         self._events.publish("tunnel.addr_changed", {**payload, "registry_ok": registered})
 
     async def _lookup_key(self, node: int) -> None:
