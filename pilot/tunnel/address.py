@@ -55,6 +55,11 @@ class OwnAddress:
             self._discovered_at = now
             core.datapath.send_frame(beacon.encode_discover(core.own_node), core.datapath.beacon)
 
+    def doubted(self, now: float) -> None:
+        """A direct path has died: whether the address is still the same is asked now instead of within a minute."""
+        if now - self._discovered_at > self._core.settings.reply_seconds:
+            self.discover(now)
+
     def restart_baselines(self) -> None:
         """Another beacon may see another address, and be reached from another one: what is seen next is normal."""
         self._candidate = ""

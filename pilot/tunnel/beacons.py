@@ -5,6 +5,8 @@ Source: wire.md 10, 12.4, 13. Punch commands and notices count only from exactly
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pilot._fast.errors import InvalidValueError
 from pilot.protocol import beacon
 from pilot.tunnel.address import OwnAddress
@@ -27,11 +29,12 @@ def fnv1a32(data: bytes) -> int:
 
 
 class Beacons:
-    """Selection, Discover schedule and incoming beacon messages."""
+    """Selection, Discover schedule and incoming beacon messages. `introduced` hears where a punch command points."""
 
-    def __init__(self, core: Core, address: OwnAddress) -> None:
+    def __init__(self, core: Core, address: OwnAddress, introduced: Callable[[Address, float], None]) -> None:
         self._core = core
         self._address = address
+        self._introduced = introduced
         self._notified_at = -core.settings.notify_seconds
         self._punches = TokenBucket(core.settings.punch_rate, core.settings.punch_rate, 0.0)
 
@@ -75,6 +78,7 @@ class Beacons:
         elif endpoint[1] and not core.datapath.relay_only and self._punches.take(now):
             for _ in range(PUNCHES):
                 core.datapath.send_frame(PUNCH, endpoint)
+            self._introduced(endpoint, now)
 
     def _periodic(self, now: float) -> None:
         self._address.discover(now)

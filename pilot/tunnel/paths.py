@@ -20,15 +20,23 @@ UNREACHABLE = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREA
 
 
 class Paths:
-    """Path decisions for all peers; `moved` hears of every change of a path made here."""
+    """Path decisions for all peers; `moved` hears of every change of a path made here, `doubted` of one that died."""
 
-    def __init__(self, core: Core, exchange: Exchange, moved: Callable[[PeerState, float], None]) -> None:
+    def __init__(
+        self,
+        core: Core,
+        exchange: Exchange,
+        moved: Callable[[PeerState, float], None],
+        doubted: Callable[[float], None],
+    ) -> None:
         self._core = core
+        self._doubted = doubted
         self._exchange = exchange
         self._moved = moved
         self._endpoints: dict[int, tuple[Resolved, float]] = {}
         self._resets = Spacing(core.settings.reset_spacing_seconds, core.settings.max_peers)
         self._resolving = 0
+        self._introductions: dict[int, tuple[str, float]] = {}
         self.own_lan: tuple[str, ...] = ()
 
     # ----------------------------------------------------------------------------------- first contact
@@ -64,6 +72,7 @@ class Paths:
         if state.resolving:
             state.resolving = False
             self._resolving -= 1
+        before = self._cached(node, now, self._core.settings.endpoint_seconds)
         if found is not None:
             self._remember(node, found, now)
         elif unreachable:
@@ -78,6 +87,8 @@ class Paths:
             else:
                 self._core.hooks.contact_failed(node, failure or "the registry does not say where it is")
         elif wanted and found is not None:
+            if before is not None and before.address != found.address and state.peer.relay:
+                state.peer.address = self._neighbour(found) or found.address  # it has moved
             self._upgrade(state, state.peer, found, now)
 
     def forget(self, node: int) -> None:
@@ -106,7 +117,7 @@ class Paths:
         elif found is not None:
             neighbour = self._neighbour(found)
             if neighbour is None and found.address is not None:
-                self._punch(state.node)
+                self._punch(state.node, found.address, now)
             if neighbour or found.address:
                 peer.address = neighbour or found.address
             elif peer.address is None:
@@ -129,11 +140,36 @@ class Paths:
                 return host, port
         return None
 
-    def _punch(self, node: int) -> None:
+    def _punch(self, node: int, registered: Address, now: float) -> None:
         """Have the beacon introduce us; it tells each side the other's address."""
         datapath = self._core.datapath
         if datapath.beacon is not None and not datapath.relay_only:
+            self._introductions.pop(node, None)
+            self._introductions[node] = registered[0], now
+            if len(self._introductions) > self._core.settings.introduction_cap:
+                del self._introductions[next(iter(self._introductions))]
             datapath.send_frame(beacon.encode_punch_request(self._core.own_node, node), datapath.beacon)
+
+    def introduced(self, endpoint: Address, now: float) -> None:
+        """A punch command says at which address the beacon hears somebody, without saying whom.
+
+        A NAT may have given the peer another port than the registered one, which is its local port. The oldest own
+        request for a peer on that host is taken for the question; a wrong guess costs some probes, which nobody else
+        can read, and lasts until the next attempt. What was heard from the peer itself counts for more.
+        """
+        since = now - self._core.settings.introduction_seconds
+        for node, (host, asked) in list(self._introductions.items()):
+            if asked < since:
+                del self._introductions[node]
+            elif host == endpoint[0]:
+                del self._introductions[node]
+                state = self._core.get(node)
+                peer = state.peer if state is not None else None
+                if peer is not None and (
+                    peer.last_heard_direct == 0.0 or (peer.relay and peer.last_heard_direct < since)
+                ):
+                    peer.address = endpoint
+                return
 
     def _remember(self, node: int, found: Resolved, now: float) -> None:
         self._endpoints.pop(node, None)
@@ -155,6 +191,11 @@ class Paths:
             self._exchange.restart_attempts(state)
             later = now + self._core.settings.call_over_seconds
             self._core.timers.set(("call over", state.node), later, lambda at: self._call_over(state, at))
+            # One of the two may have another public address now: ask for ours, and for the peer's before the next try.
+            self._doubted(now)
+            if state.node in self._endpoints:
+                found, at = self._endpoints[state.node]
+                self._endpoints[state.node] = found, min(at, now - self._core.settings.resolve_cache_seconds)
         self._moved(state, now)
 
     def send_failed(self, state: PeerState, peer: PeerLike, error: int, now: float) -> None:
@@ -195,17 +236,26 @@ class Paths:
         if core.datapath.relay_only:
             return
         for state in core.peers():
-            peer = state.peer
-            if peer is None or not peer.relay or state.current is None or core.idle(peer, now):
-                continue
-            if ("upgrade", state.node) in core.timers:
-                continue
-            cached = self._cached(state.node, now, core.settings.resolve_cache_seconds)
-            if cached is not None:
-                self._upgrade(state, peer, cached, now)
-            else:
-                state.upgrade_wanted = True
-                self._resolve(state)
+            self._attempt(state, now)
+
+    def session_installed(self, state: PeerState, now: float) -> None:
+        """A peer met by relay is tried directly before the next sweep."""
+        if state.peer is not None and state.peer.relay and state.peer.last_heard_direct == 0.0:
+            later = now + self._core.settings.first_upgrade_seconds
+            self._core.timers.set(("first upgrade", state.node), later, lambda at: self._attempt(state, at))
+
+    def _attempt(self, state: PeerState, now: float) -> None:
+        core, peer = self._core, state.peer
+        if peer is None or not peer.relay or state.current is None or core.idle(peer, now):
+            return
+        if core.datapath.relay_only or ("upgrade", state.node) in core.timers:
+            return
+        cached = self._cached(state.node, now, core.settings.resolve_cache_seconds)
+        if cached is not None:
+            self._upgrade(state, peer, cached, now)
+        else:
+            state.upgrade_wanted = True
+            self._resolve(state)
 
     def _upgrade(self, state: PeerState, peer: PeerLike, found: Resolved, now: float) -> None:
         if found.relay_only or found.address is None or not peer.relay or self._core.datapath.relay_only:
@@ -213,7 +263,7 @@ class Paths:
         peer.pinned = False
         if peer.address is None or now - peer.last_heard_direct > self._core.settings.resolve_cache_seconds:
             peer.address = self._neighbour(found) or found.address
-        self._punch(state.node)
+        self._punch(state.node, found.address, now)
         self._probe_direct(state, peer, 0, now)
 
     def _probe_direct(self, state: PeerState, peer: PeerLike, sent: int, now: float) -> None:

@@ -126,10 +126,16 @@ class TunnelSettings:
     """A peer still unheard this long after its direct path died is called over to the relay by a new key."""
     upgrade_seconds: float = 15.0
     """Time between attempts to get a relayed peer back to a direct path (wire.md 11.4)."""
+    first_upgrade_seconds: float = 1.0
+    """The first of them to a peer met by relay: both ends have a session by then, and know where to punch."""
     upgrade_probes: int = 5
     """Direct probes per attempt; three of them move the other end (wire.md 11.4)."""
     upgrade_spacing_seconds: float = 0.2
     """Time between those probes (wire.md 11.4)."""
+    introduction_seconds: float = 2.0
+    """A punch command within this time answers the own punch request, unless the peer was heard directly since."""
+    introduction_cap: int = 256
+    """Punch requests whose answer is waited for, the oldest forgotten."""
     reset_spacing_seconds: float = 30.0
     """At most one path reset per peer and reason in this time (wire.md 6.4)."""
 

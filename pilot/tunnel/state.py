@@ -237,5 +237,5 @@ class Core:
             _log.warning(message, argument)
 
 
-PEER_TIMERS = ("exchange", "proof", "trial", "upgrade", "mtu", "call over")
+PEER_TIMERS = ("exchange", "proof", "trial", "upgrade", "first upgrade", "mtu", "call over")
 """Names of the timers a peer may have: ("exchange", node) and so on."""

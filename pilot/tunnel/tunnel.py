@@ -49,10 +49,10 @@ class Tunnel:
         self._exchange = Exchange(core, installed=self._installed, gave_up=self._gave_up)
         self._gates = Gates(core, self._exchange)
         self._mtu = PathMtu(core)
-        self._paths = Paths(core, self._exchange, moved=self._mtu.restart)
-        self._liveness = Liveness(core, self._paths)
         self._address = OwnAddress(core)
-        self._beacons = Beacons(core, self._address)
+        self._paths = Paths(core, self._exchange, moved=self._mtu.restart, doubted=self._address.doubted)
+        self._liveness = Liveness(core, self._paths)
+        self._beacons = Beacons(core, self._address, self._paths.introduced)
         self._pings: dict[int, tuple[int, float, Callable[[float], None]]] = {}
 
     # ------------------------------------------------------------------------------------ for the node
@@ -283,6 +283,7 @@ class Tunnel:
 
     def _installed(self, state: PeerState, now: float) -> None:
         self._mtu.session_installed(state, now)
+        self._paths.session_installed(state, now)
 
     def _gave_up(self, state: PeerState, now: float) -> None:
         """No answer to a key exchange: if the peer is in use and silent, doubt its path."""

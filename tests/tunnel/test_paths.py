@@ -6,8 +6,9 @@ import errno
 
 import pytest
 
+from pilot.protocol import beacon
 from pilot.tunnel import Resolved, TunnelSettings
-from tests.tunnel.fakes import BEACON, Network, kinds
+from tests.tunnel.fakes import BEACON, Address, Network, kinds
 from tests.tunnel.probe import met, node_and_probe
 
 QUIET = TunnelSettings(probe_mtu=False)
@@ -195,7 +196,7 @@ def test_upgrade_attempts() -> None:
     probe.relay(probe.pila(), host)
     probe.relay(probe.sealed(host), host)
     start = network.now
-    network.run(16.0)
+    network.run(3.0)
     sent = [
         (round(at, 3), target, data)
         for at, source, target, data in network.log
@@ -210,8 +211,117 @@ def test_upgrade_attempts() -> None:
     assert opened.plaintext[16:24] == b"\0\0\0\0\0\0\0\1"
     assert len(opened.plaintext) == 34
     assert not host.peer(probe).pinned
-    network.run(15.0)
-    assert kinds(network.sent(host, start)).count("punch request") == 2
+    assert sent[0][0] - start == pytest.approx(1.0, abs=0.3)  # soon after the session, then with the sweep
+    for attempts in (2, 3):
+        network.run(15.0)
+        assert kinds(network.sent(host, start)).count("punch request") == attempts
+
+
+def test_a_peer_met_directly_is_not_upgraded() -> None:
+    network, host, _ = met()
+    start = network.now
+    network.run(20.0)
+    assert "punch request" not in kinds(network.sent(host, start))
+
+
+def test_the_port_a_punch_command_names_is_tried_instead_of_the_registered_one() -> None:
+    network, host, probe = node_and_probe()
+    mapped = (probe.address[0], 61000)
+    probe.relay(probe.pila(), host)
+    probe.relay(probe.sealed(host), host)
+    network._known[9] = mapped
+    start = network.now
+    network.run(3.0)
+    targets = [target for target, data in network.sent(host, start) if kinds([(target, data)]) == ["PILS"]]
+    assert targets == [probe.address] + [mapped] * 4  # the first leaves before the beacon has answered
+
+
+@pytest.mark.parametrize("endpoint", [("203.0.113.77", 61000), ("198.51.100.9", 4000)])
+def test_a_punch_command_for_somebody_else_moves_nobody(endpoint: tuple[str, int]) -> None:
+    network, host, probe = node_and_probe()
+    probe.relay(probe.pila(), host)
+    probe.relay(probe.sealed(host), host)
+    network._known[9] = endpoint
+    network.run(3.0)
+    assert host.peer(probe).address == probe.address
+
+
+def test_a_punch_command_nobody_asked_for_moves_nobody() -> None:
+    network, host, probe = node_and_probe()
+    probe.relay(probe.pila(), host)
+    probe.relay(probe.sealed(host), host)
+    network.run(10.0)
+    network.send(beacon.encode_punch_command("198.51.100.9", 61000), BEACON, host.address)
+    network.run(1.0)
+    assert host.peer(probe).address == probe.address
+
+
+def test_a_punch_command_does_not_move_a_peer_that_is_heard_directly() -> None:
+    network, host, probe = met()
+    network.send(beacon.encode_punch_command("198.51.100.9", 61000), BEACON, host.address)
+    network.run(1.0)
+    assert host.peer(probe).address == probe.address
+    assert not host.peer(probe).relay
+
+
+def test_a_path_that_died_makes_both_ends_ask_for_addresses() -> None:
+    network = Network()
+    a, b = network.pair()
+    network.drop = lambda data, source, target: BEACON not in (source, target)
+    start = network.now
+    moved = ("203.0.113.200", 4000)
+    network.registry[2].found = Resolved(moved)
+    for _ in range(12):
+        a.send(b)
+        network.run(1.0)
+    assert a.peer(b).relay
+    assert "discover" in kinds(network.sent(a, start))
+    network.run(16.0)
+    assert a.peer(b).address == moved
+    assert moved in {target for target, _ in network.sent(a, start)}
+
+
+class Translated(Network):
+    """Every host is behind a NAT of its own that shows another port and lets nobody in who was not written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened: set[tuple[Address, Address]] = set()
+
+    def send(self, data: bytes, source: Address, target: Address) -> int:
+        if source != BEACON:
+            source = public(source)
+            self.opened.add((source, target))
+        return super().send(data, source, target)
+
+    def _deliver(self, data: bytes, source: Address, target: Address, now: float) -> None:
+        if target == BEACON:
+            super()._deliver(data, source, target, now)
+        elif (target, source) in self.opened:
+            super()._deliver(data, source, (target[0], target[1] - 50_000), now)
+
+
+def public(address: Address) -> Address:
+    return address[0], address[1] + 50_000
+
+
+def test_two_nodes_behind_nats_with_other_ports_meet_directly() -> None:
+    """Only the beacon knows the ports at which they are reached."""
+    network = Translated()
+    a, b = network.host(1), network.host(2)
+    network.run(0.5)
+    a.send(b, b"hello")
+    network.run(0.5)
+    assert b.received() == [b"hello"]
+    assert a.peer(b).relay
+    network.run(4.0)
+    for _ in range(4):
+        a.send(b)
+        b.send(a)
+        network.run(1.0)
+    assert not a.peer(b).relay
+    assert not b.peer(a).relay
+    assert (a.peer(b).address, b.peer(a).address) == (public(b.address), public(a.address))
 
 
 def test_two_nodes_get_back_to_direct() -> None:
