@@ -19,7 +19,7 @@ UNPREDICTABLE = {"symmetric"}
 PARTICULAR = {"port-restricted", "symmetric", "remapped"}
 """Who lets only the very address in that was written to cannot be met by one whose port nobody can know beforehand."""
 SOME_BYTES = 1 << 18
-SETTLE_SECONDS = 40.0
+SETTLE_SECONDS = 55.0
 """Two sweeps of 15 s and then some: how long the best path may take on a busy machine. Not a measurement."""
 BUSY_BYTES = 2000
 
