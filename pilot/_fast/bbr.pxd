@@ -29,10 +29,12 @@ cdef class Bbr(Congestion):
     cdef double min_rtt_at
     cdef double probe_rtt_until
     cdef readonly uint64_t most_in_flight            # what the path has held without a standing queue and its losses
+    cdef double bounded_until               # the bound is not raised before
     cdef uint64_t undo_most_in_flight
     cdef uint64_t round_lost                # bytes of this round trip
     cdef uint64_t round_delivered
     cdef uint64_t round_flight              # most in flight during it
+    cdef double usual_loss                  # share of the bytes, averaged over rounds
     cdef double round_rtt                   # its shortest sample
     cdef double aggregation_at              # acknowledgments in lumps: when the lump began, and what came with it
     cdef uint64_t aggregated
@@ -48,6 +50,7 @@ cdef class Bbr(Congestion):
     cdef void take_rate(self, double now) noexcept
     cdef bint queue_shown(self) noexcept
     cdef void end_round(self, double now) noexcept
+    cdef bint congested(self) noexcept
     cdef void judge_losses(self, double now) noexcept
     cdef void check_full(self) noexcept
     cdef void note_aggregation(self, uint64_t acked, double now) noexcept

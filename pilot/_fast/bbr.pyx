@@ -25,11 +25,13 @@ cdef double MIN_RTT_SECONDS = 10.0
 cdef double PROBE_RTT_SECONDS = 0.2
 cdef double PROBE_RTT_GAIN = 0.5
 cdef double SHORT_RTT = 0.001           # below it timers are too coarse to pace; the window alone holds back
-cdef double TOLERATED_LOSS = 0.02       # of a round, once a queue shows
+cdef double TOLERATED_LOSS = 0.003      # of a round, once a queue shows
+cdef double LOSS_ROUNDS = 32.0           # over which the usual rate of loss is averaged
 cdef double MUCH_LOSS = 0.2             # of a round, whatever the queue
-cdef double LOSS_BETA = 0.8
-cdef double QUEUE_RATIO = 1.25
-cdef double QUEUE_SECONDS = 0.002
+cdef double LOSS_BETA = 0.7
+cdef double BOUND_SECONDS = 2.0         # before more is tried again: a neighbour's CUBIC has its turn
+cdef double QUEUE_RATIO = 1.1
+cdef double QUEUE_SECONDS = 0.001
 cdef double MOST_AGGREGATION = 0.1      # seconds of delivery rate
 
 
@@ -52,6 +54,7 @@ cdef class Bbr(Congestion):
         self.round_lost = self.round_delivered = self.round_flight = 0
         self.round_rtt = INFINITY
         self.round_end = self.delivered
+        self.bounded_until = self.usual_loss = 0.0
         self.aggregation_at = 0.0
         self.aggregated = self.extra[0] = self.extra[1] = 0
         self.extra_round = self.rounds
@@ -169,19 +172,31 @@ cdef class Bbr(Congestion):
         return self.round_rtt < INFINITY and self.round_rtt > QUEUE_RATIO * self.min_rtt + (
             QUEUE_SECONDS if self.min_rtt >= SHORT_RTT else 0.0)
 
-    cdef void judge_losses(self, double now) noexcept:
-        """Losses of the round that is over: chance, or more in flight than the path holds?"""
+    cdef bint congested(self) noexcept:
+        """Whether the losses of the round that is over mean more in flight than the path holds, or are mere chance.
+
+        Chance loses at an even rate, whatever is in flight; a full queue loses in bursts, and its delay shows.
+        """
         cdef uint64_t total = self.round_lost + self.round_delivered
+        cdef double lost = <double> self.round_lost / total if total else 0.0
+        cdef double usual = self.usual_loss
+        self.usual_loss += (lost - usual) / LOSS_ROUNDS
+        if lost > MUCH_LOSS:
+            return True
+        return self.filled and lost > TOLERATED_LOSS + 2.0 * usual and self.queue_shown()
+
+    cdef void judge_losses(self, double now) noexcept:
         cdef uint64_t held
-        if self.round_lost > TOLERATED_LOSS * total and (self.queue_shown() or self.round_lost > MUCH_LOSS * total):
+        if self.congested():
             held = self.bdp(1.0)
             if held < self.round_flight:
                 held = self.round_flight
             self.undo_most_in_flight = self.most_in_flight
             self.most_in_flight = <uint64_t> (held * LOSS_BETA)
-            if not self.filled:
-                self.filled = True          # STARTUP has found the end
-        elif self.most_in_flight < MAX_WINDOW and self.mode == PROBE_BW and self.phase == 0:
+            self.bounded_until = now + BOUND_SECONDS
+            self.filled = True              # STARTUP has found the end
+        elif self.most_in_flight < MAX_WINDOW and self.mode == PROBE_BW and self.phase == 0 and (
+                now > self.bounded_until):
             self.most_in_flight = <uint64_t> (self.most_in_flight * PROBE_GAIN)
 
     cdef void check_full(self) noexcept:
