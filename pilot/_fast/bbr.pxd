@@ -26,6 +26,7 @@ cdef class Bbr(Congestion):
     cdef readonly bint filled                        # the pipe has been full once
     cdef int phase                          # of the gain cycle
     cdef double phase_at
+    cdef double probed_bandwidth            # when the last probe for more began
     cdef double min_rtt_at
     cdef double probe_rtt_until
     cdef readonly uint64_t most_in_flight            # what the path has held without a standing queue and its losses

@@ -3,7 +3,7 @@
 Source: draft-cardwell-iccrg-bbr-congestion-control (versions 00 and 02) and draft-cheng-iccrg-delivery-rate-estimation;
 DESIGN section 4 for what a loss means: congestion only where the round-trip time shows a queue, or above a fifth.
 """
-from libc.math cimport INFINITY
+from libc.math cimport INFINITY, sqrt
 from libc.stdint cimport uint64_t
 
 cdef enum:
@@ -17,6 +17,7 @@ cdef enum:
 
 cdef double HIGH_GAIN = 2.885           # 2 / ln 2: the rate doubles each round trip
 cdef double GROWTH = 1.25
+cdef double GROWN = 1.1
 cdef double PROBE_GAIN = 1.25
 cdef double YIELD_GAIN = 0.75
 cdef double CRUISE_WINDOW_GAIN = 2.0
@@ -33,6 +34,11 @@ cdef double BOUND_SECONDS = 2.0         # before more is tried again: a neighbou
 cdef double QUEUE_RATIO = 1.1
 cdef double QUEUE_SECONDS = 0.001
 cdef double MOST_AGGREGATION = 0.1      # seconds of delivery rate
+
+
+cdef bint beyond_chance(double lost, double expected) noexcept:
+    """Few segments prove little: twice the standard deviation above what is expected of as many."""
+    return lost > expected + 2.0 * sqrt(expected) + 1.0
 
 
 cdef class Bbr(Congestion):
@@ -177,13 +183,15 @@ cdef class Bbr(Congestion):
 
         Chance loses at an even rate, whatever is in flight; a full queue loses in bursts, and its delay shows.
         """
-        cdef uint64_t total = self.round_lost + self.round_delivered
-        cdef double lost = <double> self.round_lost / total if total else 0.0
+        cdef double total = <double> (self.round_lost + self.round_delivered) / self.segment
+        cdef double lost = <double> self.round_lost / self.segment
         cdef double usual = self.usual_loss
-        self.usual_loss += (lost - usual) / LOSS_ROUNDS
-        if lost > MUCH_LOSS:
+        if total < 1.0:
+            return False
+        self.usual_loss += (lost / total - usual) / LOSS_ROUNDS
+        if beyond_chance(lost, MUCH_LOSS * total):
             return True
-        return self.filled and lost > TOLERATED_LOSS + 2.0 * usual and self.queue_shown()
+        return self.filled and beyond_chance(lost, (TOLERATED_LOSS + 2.0 * usual) * total) and self.queue_shown()
 
     cdef void judge_losses(self, double now) noexcept:
         cdef uint64_t held
@@ -253,6 +261,7 @@ cdef class Bbr(Congestion):
         # Any phase but the draining one; spread by what has been delivered, so that paths do not probe in step.
         self.phase = 2 + <int> (self.delivered // 4096 % (CYCLE - 2))
         self.phase_at = now
+        self.probed_bandwidth = INFINITY
         self.pacing_gain = 1.0
 
     cdef void next_phase(self, double now) noexcept:
@@ -264,7 +273,12 @@ cdef class Bbr(Congestion):
             over = over or self.in_flight <= self.bdp(1.0)
         if not over:
             return
-        self.phase = (self.phase + 1) % CYCLE
+        if self.phase == 1 and self.bandwidth >= GROWN * self.probed_bandwidth and not self.queue_shown():
+            self.phase = 0                  # the probe has found more and there is no queue yet: go on
+        else:
+            self.phase = (self.phase + 1) % CYCLE
+        if self.phase == 0:
+            self.probed_bandwidth = self.bandwidth
         self.phase_at = now
         self.pacing_gain = PROBE_GAIN if self.phase == 0 else YIELD_GAIN if self.phase == 1 else 1.0
 
