@@ -67,6 +67,7 @@ cdef class Mux(StreamHost):
     cdef void accept(self, ListenerCore listener, const packet *p, Peer peer, double now) noexcept
     cdef bint admits(self, Peer peer, int port) noexcept
     cdef void repair_moved(self, double now) noexcept
+    cdef void queue_peer(self, Peer peer) noexcept
     cdef void serve_blocked(self, double now) noexcept
     cdef void await_pacing(self, double now) noexcept
     cdef void event_about(self, str topic, dict payload) noexcept

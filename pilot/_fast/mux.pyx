@@ -473,9 +473,13 @@ cdef class Mux(StreamHost):
         """Join the end of the queue of streams that share a full congestion window."""
         if not stream.waiting:
             stream.waiting = True
-            if not stream.peer.blocked:
-                self.blocked.append(stream.peer)
             stream.peer.blocked.append(stream)
+            self.queue_peer(stream.peer)
+
+    cdef void queue_peer(self, Peer peer) noexcept:
+        if not peer.queued:
+            peer.queued = True
+            self.blocked.append(peer)
 
     cdef void schedule_soon(self) noexcept:
         if not self.soon_scheduled and self.scheduler is not None:
@@ -535,6 +539,7 @@ cdef class Mux(StreamHost):
         cdef uint64_t before
         self.blocked = []
         for peer in peers:
+            peer.queued = False
             while peer.blocked and not self.egress.port.congested():
                 before = peer.path.in_flight
                 if not peer.path.has_room(1, now):
@@ -546,8 +551,8 @@ cdef class Mux(StreamHost):
                     peer.blocked.append(stream)
                 if peer.path.in_flight == before and stream.waiting:
                     break               # the room is too small for its next segment
-            if peer.blocked and peer not in self.blocked:
-                self.blocked.append(peer)
+            if peer.blocked:
+                self.queue_peer(peer)
 
     cdef void repair_moved(self, double now) noexcept:
         """What a replaced path swallowed goes out again now, not when a backed-off timer says so."""

@@ -41,5 +41,6 @@ cdef class Peer(TimerEntry):      # its deadline: when pacing lets the next segm
     cdef list pending               # (bytes, queued at)
     cdef list stash                 # (bytearray, arrived at, came by relay)
     cdef object blocked             # a deque of streams that wait for room in the congestion window
+    cdef bint queued                # in the list of peers with such streams
     cdef bint gone
     cdef void path_replaced(self) noexcept
