@@ -38,7 +38,8 @@ class Link:
     """One direction between two hosts. Seconds, bytes, bytes per second and shares of 1.
 
     Besides single `loss`, bursts: with `burst_loss` per datagram the link goes bad, and then loses everything for
-    `burst_length` datagrams on average (Gilbert's model).
+    `burst_seconds` on average (Gilbert's model, in time: counted in datagrams, a burst would last for ever on a link
+    that repeats one datagram more and more slowly).
     """
 
     delay: float = 0.01
@@ -48,7 +49,7 @@ class Link:
     queue: int = 256 * 1024
     loss: float = 0.0
     burst_loss: float = 0.0
-    burst_length: float = 8.0
+    burst_seconds: float = 0.05
     duplicate: float = 0.0
     reorder: float = 0.0
     """Share of datagrams that are held back by up to three delays more."""
@@ -57,15 +58,14 @@ class Link:
     swallows: int = MAX_DATAGRAM
     """Longer datagrams vanish on the way, as in a path-MTU black hole."""
     _busy_until: float = field(default=0.0, repr=False)
-    _bad: bool = field(default=False, repr=False)
+    _bad_until: float = field(default=0.0, repr=False)
 
     def arrivals(self, size: int, now: float, random: Random) -> list[float]:
         """When copies of a datagram of `size` bytes sent `now` arrive; none when it is lost."""
-        if self._bad:
-            self._bad = random.random() >= 1.0 / self.burst_length
+        if now < self._bad_until:
             return []
         if self.burst_loss and random.random() < self.burst_loss:
-            self._bad = True
+            self._bad_until = now + random.expovariate(1.0 / self.burst_seconds)
             return []
         if size > self.swallows or (self.loss and random.random() < self.loss):
             return []

@@ -74,9 +74,9 @@ class Machine:
             self.keys += 1
             seed = hashlib.sha256(f"{self.world.seed} {self.name} key {self.keys}".encode()).digest()
             self._identity = LocalIdentity(Ed25519PrivateKey.from_private_bytes(seed))
-        self._door = self.world.rendezvous.open_door(self.host)
+        door = self.world.rendezvous.open_door(self.host)
         node = Node(
-            registry=f"{self.world.rendezvous.host.address}:{self._door}",
+            registry=f"{self.world.rendezvous.host.address}:{door}",
             beacon=self.world.rendezvous.beacon_address,
             identity=self._identity,
             open_port=self._open_port,
@@ -89,9 +89,9 @@ class Machine:
         try:
             await node.start()
         except BaseException:
-            self.world.rendezvous.close_door(self._door)
+            self.world.rendezvous.close_door(door)
             raise
-        self._node = node
+        self._node, self._door = node, door
         self.world.watch.started(self.name, node)
         return node
 
@@ -160,6 +160,9 @@ class World:
         self.network = Network(loop, seed, **link)
         self.watch = Watch(self.network)
         self.machines: list[Machine] = []
+        self.story = ""
+        """What a random scenario says of itself, for messages."""
+        self.stream_bytes = 0
         self._background: set[asyncio.Task[None]] = set()
 
     def machine(self, name: str = "", *, nat: Nat | NatType | None = None, **settings: Any) -> Machine:

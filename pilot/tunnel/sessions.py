@@ -97,6 +97,7 @@ class Sessions:
         `old_address` is where the peer was before the PILA that brought the key.
         """
         datapath, settings = self._core.datapath, self._core.settings
+        self._expire_late(state, now)
         old = state.current
         if state.trial is not None:
             old, old_address = state.trial.old, state.trial.old_address
@@ -109,11 +110,10 @@ class Sessions:
             return datapath.install_session(peer, slot.session, now)
         # A margin beyond the trial: its timer, not the datapath, decides when the old session is gone.
         keep = settings.keep_previous_seconds + TRIAL_MARGIN_SECONDS
-        trial = state.trial = Trial(slot, old, now, old.session.received, old_address)
+        until = now + settings.keep_previous_seconds
+        trial = state.trial = Trial(slot, old, now, until, old.session.received, old_address)
         self._core.watch(state, "trial", True)
-        self._core.timers.set(
-            ("trial", state.node), now + settings.keep_previous_seconds, lambda at: self._expire(state, at)
-        )
+        self._core.timers.set(("trial", state.node), until, lambda at: self._expire(state, at))
         # Frames that arrived before their key are opened inside this call, and one of them may be the proof.
         salvaged = datapath.install_session(peer, slot.session, now, keep_previous=keep)
         if state.trial is trial:
@@ -122,6 +122,7 @@ class Sessions:
 
     def heard(self, state: PeerState, now: float) -> None:
         """A frame of the peer was decrypted: see under which key."""
+        self._expire_late(state, now)
         trial = state.trial
         if trial is not None:
             in_use = trial.old.session.received > trial.old_received
@@ -137,6 +138,7 @@ class Sessions:
 
     def step_back(self, state: PeerState, now: float) -> None:
         """Let the session that was replaced send again; the one on trial keeps receiving for its proof."""
+        self._expire_late(state, now)
         trial, peer = state.trial, state.peer
         if trial is None or peer is None or state.current is not trial.fresh:
             return
@@ -146,7 +148,8 @@ class Sessions:
         state.current = trial.old
         keep = settings.keep_unproved_seconds
         self._core.datapath.install_session(peer, trial.old.session, now, keep_previous=keep + TRIAL_MARGIN_SECONDS)
-        self._core.timers.set(("trial", state.node), now + keep, lambda at: self._expire(state, at))
+        trial.until = now + keep
+        self._core.timers.set(("trial", state.node), trial.until, lambda at: self._expire(state, at))
         self._core.count("session_stepped_back")
 
     def forget_announced(self, state: PeerState) -> None:
@@ -162,6 +165,11 @@ class Sessions:
             self._core.datapath.install_session(state.peer, trial.fresh.session, now, keep_previous=keep)
         self._supersede(state, trial.old.session.peer_x25519, now)
         self._proved(state)
+
+    def _expire_late(self, state: PeerState, now: float) -> None:
+        """A process that was held up finds the trial over before its timer has run: its other session may be wiped."""
+        if state.trial is not None and now >= state.trial.until:
+            self._expire(state, now)
 
     def _expire(self, state: PeerState, now: float) -> None:
         """The trial ends without proof: what sends now stays."""
@@ -191,6 +199,7 @@ class Sessions:
 
     def _ping(self, state: PeerState, now: float) -> None:
         """Ask for a frame under the session on trial, and from the second time on under the old one too."""
+        self._expire_late(state, now)
         trial, peer = state.trial, state.peer
         if trial is None or peer is None:
             return

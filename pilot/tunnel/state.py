@@ -47,6 +47,8 @@ class Trial:
     fresh: Slot
     old: Slot
     since: float
+    until: float
+    """When it ends without proof; the datapath keeps the receiving session a little longer."""
     old_received: int
     old_address: Address | None
     pings: int = 0

@@ -21,6 +21,7 @@ SESSIONS = [
     test_sessions.test_a_same_key_replay_moves_no_address,
     test_sessions.test_a_receiver_that_answers_nothing_rekeys,
     test_sessions.test_a_restarted_peer_is_followed_at_once,
+    test_sessions.test_a_process_that_was_held_up_uses_no_session_that_has_run_out,
     test_sessions.test_frames_under_way_at_a_rekey_do_not_step_back,
     test_sessions.test_the_replaced_session_still_receives,
     test_sessions.test_stop_wipes_keys,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.tunnel.fakes import Host, Network, kinds
+from tests.tunnel.fakes import Host, Network, kind, kinds
 
 ATTACKER = ("203.0.113.66", 6666)
 
@@ -166,6 +166,21 @@ def test_a_restarted_peer_is_followed_at_once() -> None:
     assert a.received()[-1] == b"welcome"
     assert b.topics("tunnel.established")[-1]["rekeyed"] is True
     assert b.tunnel._core.get(1).trial is None
+
+
+def test_a_process_that_was_held_up_uses_no_session_that_has_run_out() -> None:
+    """Its timers are late: the datapath has wiped the replaced session when the ping under it is due (seed 459)."""
+    network = Network()
+    a, b = network.pair()
+    network.drop = lambda data, source, target: source == b.address and "PILA" not in kind(data)
+    b = network.restart(b)
+    b.tunnel.contact(a.node, network.now)
+    network.run(0.1)
+    assert a.tunnel._core.get(b.node).trial is not None
+    later = network.now + 60.0
+    a.datapath.receive(b"PILS" + b.node.to_bytes(4, "big") + bytes(40), b.address, later)
+    a.tunnel.handle_timer(later)
+    assert a.tunnel._core.get(b.node).trial is None
 
 
 def test_frames_under_way_at_a_rekey_do_not_step_back() -> None:
