@@ -41,6 +41,8 @@ class OwnAddress:
         self._discovered_at = -settings.reply_seconds
         self._confirmed_at = -settings.confirm_seconds
         self._candidate = ""
+        self.answered = False
+        """Whether the beacon has answered since it was last announced to anew."""
         self._recovered_at = -settings.recovery_spacing_seconds
 
     @property
@@ -77,6 +79,7 @@ class OwnAddress:
         settings = self._core.settings
         if now - self._discovered_at > settings.reply_seconds:
             return
+        self.answered = True
         if host == self._candidate:
             self._seen(self._observed, host, now)
             return

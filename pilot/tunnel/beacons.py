@@ -41,8 +41,7 @@ class Beacons:
     def registered(self, now: float) -> None:
         """Announce the node at once, again shortly after, then periodically."""
         settings = self._core.settings
-        self._address.discover(now)
-        self._core.timers.set("discover again", now + settings.discover_again_seconds, self._address.discover)
+        self._announce(now, always=True)
         jitter = self._core.random.random() * settings.discover_jitter_seconds
         self._core.timers.set("discover", now + settings.discover_seconds + jitter, self._periodic)
 
@@ -54,7 +53,7 @@ class Beacons:
         if picked != self._core.datapath.beacon:
             self._core.datapath.beacon = picked
             self._address.restart_baselines()
-            self._address.discover(now)
+            self._announce(now, always=False)
 
     def receive_untrusted(self, message: bytes, source: Address, now: float) -> None:
         """A beacon message other than RelayDeliver, from anywhere."""
@@ -79,6 +78,24 @@ class Beacons:
             for _ in range(PUNCHES):
                 core.datapath.send_frame(PUNCH, endpoint)
             self._introduced(endpoint, now)
+
+    def _announce(self, now: float, *, always: bool) -> None:
+        """Discover; once more shortly after (`always`), and ever more slowly while the beacon has not answered.
+
+        Until the beacon knows this node nobody reaches it behind a NAT, and the next periodic Discover is a minute off.
+        """
+        self._address.answered = False
+        self._address.discover(now)
+        spacing = self._core.settings.discover_again_seconds
+        self._core.timers.set("discover again", now + spacing, lambda at: self._repeat(at, spacing, always))
+
+    def _repeat(self, now: float, spacing: float, always: bool) -> None:
+        if not always and self._address.answered:
+            return
+        self._address.discover(now)
+        later = 2.0 * spacing
+        if later < self._core.settings.discover_seconds:
+            self._core.timers.set("discover again", now + later, lambda at: self._repeat(at, later, False))
 
     def _periodic(self, now: float) -> None:
         self._address.discover(now)

@@ -37,8 +37,24 @@ async def exchange(world: World, *, size: int = 20_000, **options: NatType | Non
 def test_who_reaches_whom_directly(first: NatType | None, second: NatType | None) -> None:
     """As hole punching goes: all pairs get a direct path but two symmetric ones and symmetric with port-restricted."""
 
+    strict = {NatType.PORT_RESTRICTED, NatType.SYMMETRIC}
+    relayed = NatType.SYMMETRIC in (first, second) and {first, second} <= strict
+    assert paths(first, second) == (("relay", "relay") if relayed else ("direct", "direct"))
+
+
+@pytest.mark.parametrize("first", [NatType.FULL_CONE, NatType.ADDRESS_RESTRICTED, NatType.PORT_RESTRICTED])
+@pytest.mark.parametrize("second", [NatType.FULL_CONE, NatType.ADDRESS_RESTRICTED, NatType.PORT_RESTRICTED])
+def test_boxes_that_choose_ports_are_punched_too(first: NatType, second: NatType) -> None:
+    """The registry then knows a wrong port, and only the beacon the right one."""
+    assert paths(first, second, preserve_ports=False) == ("direct", "direct")
+
+
+def paths(first: NatType | None, second: NatType | None, *, preserve_ports: bool = True) -> tuple[str, str]:
     async def scenario(world: World) -> tuple[str, str]:
-        a, b = world.machine("a", nat=first), world.machine("b", nat=second)
+        a, b = (
+            world.machine(nat=world.network.nat(kind, preserve_ports=preserve_ports) if kind else None)
+            for kind in (first, second)
+        )
         await a.start()
         await b.start()
         await asyncio.sleep(3)
@@ -49,9 +65,7 @@ def test_who_reaches_whom_directly(first: NatType | None, second: NatType | None
                 await asyncio.sleep(20)
             return a.node.stats().peers[0].path, b.node.stats().peers[0].path
 
-    strict = {NatType.PORT_RESTRICTED, NatType.SYMMETRIC}
-    relayed = NatType.SYMMETRIC in (first, second) and {first, second} <= strict
-    assert simulate(1, scenario) == (("relay", "relay") if relayed else ("direct", "direct"))
+    return simulate(1, scenario)
 
 
 SCRIPT = """

@@ -288,3 +288,39 @@ def test_another_beacon_restarts_the_baselines() -> None:
     host.tunnel.local_address("192.168.1.1", network.now)
     network.run(60.0)
     assert host.addresses_changed == []
+
+
+def discovers(network: Network, host: object, since: float) -> list[float]:
+    return [
+        round(at - since, 1)
+        for at, source, _, data in network.log
+        if source == host.address and at >= since and kinds([(BEACON, data)]) == ["discover"]
+    ]
+
+
+def test_a_beacon_that_does_not_answer_is_asked_ever_more_slowly() -> None:
+    """Until it knows this node nobody reaches it behind a NAT (campaign seed 6579)."""
+    network = Network()
+    start = network.now
+    host = network.host(1)
+    network.beacon = False
+    network.run(58.0)
+    assert discovers(network, host, start) == [0.0, 1.6, 4.8, 11.2, 24.0, 49.6]
+    network.beacon = True
+    network.run(60.0)
+    back = network.now
+    network.run(60.0)
+    assert len(discovers(network, host, back)) == 1
+
+
+def test_the_first_answer_ends_the_repeats() -> None:
+    network = Network()
+    start = network.now
+    host = network.host(1)
+    network.beacon = False
+    network.run(3.0)
+    network.beacon = True
+    network.run(50.0)
+    times = discovers(network, host, start)
+    assert times[:3] == [0.0, 1.6, 4.8]
+    assert all(at < 7.0 for at in times)
