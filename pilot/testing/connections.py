@@ -1,5 +1,4 @@
-"""Connections (TCP in the real world) on the virtual network: a delay, no loss, and stalls while the way is cut
-(testing)."""
+"""Connections (TCP in the real world) on the virtual network: no loss, but stalls while the way is cut (testing)."""
 
 from __future__ import annotations
 

@@ -1,10 +1,8 @@
-"""The simulated underlay: links that lose, delay, repeat, reorder and cut datagrams, all decided by one seed
-(testing, L2)."""
+"""The simulated underlay: hosts, and links that lose, delay, repeat and reorder as a seed decides (testing, L2)."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import hashlib
 import heapq
@@ -339,7 +337,7 @@ class Network:
         self._answers[server.address, port] = caller.address, answer
 
     def unlisten(self, server: Host, port: int) -> None:
-        """Refuses connections to `port` from now on and breaks the open ones, without a word to the caller's side."""
+        """Refuses connections to `port` from now on and breaks the open ones."""
         self._answers.pop((server.address, port), None)
         for connection in self._connections:
             if connection.key == (server.address, port):
@@ -371,5 +369,4 @@ class Network:
         return connection.caller
 
     def _prune(self) -> None:
-        with contextlib.suppress(ValueError):
-            self._connections = [connection for connection in self._connections if not connection.closed]
+        self._connections = [connection for connection in self._connections if not connection.closed]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pilot._fast.errors import ClosedError, PilotError
@@ -61,7 +61,6 @@ class Conversation:
     acceptor: Side
     starts: float = 0.0
     abort_after: float = 0.0
-    events: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return (

@@ -1,5 +1,4 @@
-"""Whole nodes on the simulated network, in virtual time: start, stop, crash, restart, and the invariants they must
-keep (testing)."""
+"""Whole nodes on the simulated network, in virtual time: start, stop, crash, restart (testing, L12)."""
 
 from __future__ import annotations
 
