@@ -117,6 +117,8 @@ class FilterPort(DatagramPort):
         self.end_batch(time.monotonic())
 
     def close(self) -> None:
+        if self._socket.fileno() < 0:
+            return  # the node closes its port too
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
 
