@@ -86,7 +86,7 @@ class Stream(Protocol):
         """Ends both directions after the bytes already written; there is no half close on this wire. May be repeated.
 
         Returns when the peer has acknowledged the end, or the stream broke, or a bounded time has passed; it does not
-        raise for a broken stream. Cancelled, the closing goes on in the background.
+        raise for a broken stream. Cancelled, it resets the stream.
         """
         ...
 
@@ -146,7 +146,7 @@ class Stream(Protocol):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        """Closes the stream."""
+        """Closes the stream; resets it when an exception leaves the block, unless it is being closed already."""
         ...
 
 
