@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pilot._fast.errors import BusyError, ClosedError, InvalidValueError
 from pilot._fast.udp import UdpPort
+from pilot.coreapi import RestartPolicy
 from pilot.node.config import NodeConfig
 from pilot.node.listener import serving
 from pilot.node.runtime import Runtime, open_udp_port
@@ -17,7 +18,7 @@ from pilot.node.stats import NodeStats, PeerStats
 from pilot.node.streams import check_timeout
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
     from random import Random
     from types import TracebackType
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
     from pilot._fast.eventbus import EventBus
     from pilot._fast.peer import Peer
     from pilot._fast.port import DatagramPort
+    from pilot.coreapi import Service
     from pilot.node.datagrams import DatagramInbox
     from pilot.node.directory import Directory
     from pilot.node.identity import LocalIdentity
     from pilot.node.listener import Listener
+    from pilot.node.services import ServiceSource
     from pilot.node.stream import Stream
     from pilot.node.streams import NodeStreams, Target
 
@@ -47,6 +50,10 @@ class Node:
     starts in `async with` (or `start`), and after it (or `stop`) nothing of it is left; then it may be started again.
     It is private unless `public=True`. It belongs to the event loop and thread that started it; many may live in one.
 
+    `services` are the plugins it runs: names of entry points in `pilot.plugins`, `coreapi.Service` objects, classes of
+    them, or functions that make one of the node's `Facilities`. None runs that is not named. One that keeps crashing is
+    restarted as `restart_policy` says. Each runs from before the registration until the node stops.
+
     `trust` tells of a node id whether this node trusts it, at once and often; the default trusts nobody, so a private
     node is there for those alone whom it dials and whom the registry vouches for. `identity` takes the place of the
     one in `state_dir`; its registration is not ended with the node. `open_port`, `clock` (monotonic seconds), `wall`
@@ -61,6 +68,8 @@ class Node:
         config: NodeConfig | None = None,
         /,
         *,
+        services: Sequence[ServiceSource] = (),
+        restart_policy: RestartPolicy | None = None,
         trust: Callable[[int], bool] = lambda node_id: False,
         open_port: Callable[[NodeConfig], DatagramPort] = open_udp_port,
         clock: Callable[[], float] = time.monotonic,
@@ -71,6 +80,8 @@ class Node:
     ) -> None:
         self._config = _merge(config, settings)
         self._parts = {
+            "services": tuple(services),
+            "restart_policy": restart_policy or RestartPolicy(),
             "trust": trust,
             "open_port": open_port,
             "clock": clock,
@@ -94,6 +105,7 @@ class Node:
             RegistryError: the registry cannot be reached, or refuses the registration.
             BusyError: the node runs already, or another node uses its state directory.
             InvalidValueError: the identity file is damaged or readable by others.
+            PilotError: a service failed to start; the message names it, the cause is what it raised.
             OSError: the UDP port cannot be had, or the state directory cannot be written.
         """
         if self._runtime is not None or self._starting:
@@ -106,7 +118,7 @@ class Node:
             self._starting = False
 
     async def stop(self) -> None:
-        """Ends listeners, streams (in order, within 5 seconds), tunnels and socket. May be repeated.
+        """Ends services, listeners, streams (in order, within 5 seconds), tunnels and socket. May be repeated.
 
         Several callers wait for the same stop. Cancelled, it goes on in the background.
 
@@ -185,6 +197,16 @@ class Node:
         Raises `ClosedError` while it does not run.
         """
         return self._running().events
+
+    def service(self, name: str) -> Service:
+        """A plugin of this node by its name, started.
+
+        Raises:
+            ServiceNotReadyError: it has not completed its start, is being restarted, or was given up.
+            InvalidValueError: this node has no service of that name.
+            ClosedError: the node does not run.
+        """
+        return self._running().services.registry.service(name)
 
     @property
     def endpoint(self) -> tuple[str, int]:
@@ -302,7 +324,8 @@ class Node:
         runtime = self._running()
         now = runtime.clock()
         udp = runtime.port.stats() if isinstance(runtime.port, UdpPort) else None
-        counters = {**runtime.datapath.counters, **runtime.tunnel.counters}
+        plugins = {name: read() for name, read in runtime.plugin_counters.items()}
+        counters = {**runtime.datapath.counters, **runtime.tunnel.counters, **plugins}
         return NodeStats(
             uptime=now - runtime.started_at,
             peers=tuple(_peer_stats(peer, now) for peer in runtime.datapath.peers()),

@@ -17,14 +17,17 @@ from pilot._fast.interfaces import lan_addresses, local_address_towards
 from pilot._fast.mux import MuxSettings
 from pilot._fast.stream import StreamState
 from pilot._fast.udp import UdpPort
+from pilot.coreapi import Deps
 from pilot.node.config import parse_endpoint, parse_listen
 from pilot.node.contacts import Contacts
 from pilot.node.directory import Advertisement, Directory, DirectoryOptions, RegistryClient, RegistryTls
 from pilot.node.echo import ECHO_PORT, EchoService
+from pilot.node.facilities import Facilities
 from pilot.node.home import Home
 from pilot.node.identity import IDENTITY_NAME, LocalIdentity
 from pilot.node.listener import serving
 from pilot.node.scheduler import Scheduler
+from pilot.node.services import NodeServices
 from pilot.node.state import StateDirectory
 from pilot.node.streams import NodeStreams
 from pilot.node.tasks import Tasks
@@ -35,12 +38,14 @@ from pilot.tunnel import Tunnel, TunnelSettings
 from pilot.tunnel.settings import BASE_SEGMENT_BYTES, FRAME_OVERHEAD_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from random import Random
 
     from pilot._fast.addr import Addr
     from pilot._fast.port import DatagramPort
+    from pilot.coreapi import RestartPolicy
     from pilot.node.config import NodeConfig
+    from pilot.node.services import ServiceSource
 
 __all__ = ["Runtime", "open_udp_port"]
 
@@ -92,6 +97,7 @@ class Runtime:
     contacts: Contacts
     gate: TrustGate
     streams: NodeStreams
+    services: NodeServices
 
     def __init__(
         self,
@@ -103,6 +109,8 @@ class Runtime:
         trust: Callable[[int], bool],
         identity: LocalIdentity | None,
         wall: Callable[[], float],
+        services: Sequence[ServiceSource],
+        restart_policy: RestartPolicy,
     ) -> None:
         self.config = config
         self.clock = clock
@@ -110,7 +118,10 @@ class Runtime:
         self._given_identity = identity
         self._open_port = open_port
         self._random = random
-        self._trust = trust
+        self._trust_sources = [trust]
+        self._service_sources = services
+        self._restart_policy = restart_policy
+        self.plugin_counters: dict[str, Callable[[], int]] = {}
         self._loop = asyncio.get_running_loop()
         self._stack = AsyncExitStack()
         self._tasks = Tasks(self._loop)
@@ -136,7 +147,15 @@ class Runtime:
         return runtime
 
     async def stop(self) -> None:
-        """Ends listeners, streams, registration and tunnels, in this order; bounded in time."""
+        """Ends services, listeners, streams, registration and tunnels, in this order; bounded in time."""
+        self.events.publish(
+            "daemon.shutting_down",
+            {
+                "known_peers": len(self.datapath.peers()),
+                "open_connections": self.datapath.mux.live,
+                "uptime_seconds": int(self.clock() - self.started_at),
+            },
+        )
         await self._stack.aclose()
 
     # --------------------------------------------------------------------------------------------- start
@@ -151,14 +170,15 @@ class Runtime:
             echo = EchoService(lambda node: node == self.identity.node_id or self.gate.serves(node))
             await self._stack.enter_async_context(serving(self.streams.listen, ECHO_PORT, echo.handle))
         self._stack.push_async_callback(self._close_directory)
-        await self.directory.start()
         self._stack.push_async_callback(self._end_streams)
         self._stack.push_async_callback(self.streams.close)
+        await self._start_services()
+        await self.directory.start()
         self._tasks.spawn(self._watch_beacons())
         self._tasks.spawn(self._watch_address())
 
     def _open_state(self) -> None:
-        state = self._stack.enter_context(StateDirectory(self.config.state_dir))
+        self._state = state = self._stack.enter_context(StateDirectory(self.config.state_dir))
         self.identity = self._given_identity or LocalIdentity.load_or_create(state.file(IDENTITY_NAME))
 
     def _open_underlay(self) -> None:
@@ -204,7 +224,7 @@ class Runtime:
         self.directory = self._make_directory()
         self.gate = TrustGate(
             is_public=lambda: self.directory.public,
-            is_trusted=self._trust,
+            is_trusted=lambda node: any(trusts(node) for trusts in self._trust_sources),
             find_peer=datapath.peer,
             check_trust=self.directory.check_trust,
             spawn=self._tasks.spawn,
@@ -217,6 +237,32 @@ class Runtime:
         self.home = Home(self._loop, self._forked)
         self._stack.callback(self.home.leave)
         self.streams = NodeStreams(config, self.home, datapath, tunnel, self.contacts, self.directory, self.gate)
+
+    async def _start_services(self) -> None:
+        """Before the registration, so that nobody is refused by a service that is still starting (services.md 0.3)."""
+        facilities = Facilities(
+            state_dir=self._state.path,
+            registry=self.directory,
+            service=lambda name: self.services.registry.service(name),
+            add_trust_source=self._trust_sources.append,
+            on_mailbox=self._hooks.mailbox.append,
+            drop_tunnel=lambda node: self.tunnel.forget(node, self.clock()),
+            add_counter=self.plugin_counters.__setitem__,
+            clock=self.clock,
+            wall=self._wall,
+            random=self._random,
+        )
+        self.services = NodeServices(self._service_sources, facilities)
+        deps = Deps(
+            streams=self.streams,
+            identity=self.identity,
+            resolver=self.directory,
+            events=self.events,
+            logger=_log,
+            trust=self.services.trust,
+        )
+        self._stack.push_async_callback(self.services.stop)
+        await self.services.start(deps, self._restart_policy, self.clock)
 
     def _tunnel_settings(self) -> TunnelSettings:
         settings = TunnelSettings(

@@ -39,6 +39,8 @@ class Hooks:
         self._tasks = tasks
         self._clock = clock
         self._events = events
+        self.mailbox: list[Callable[[], None]] = []
+        """Called when the registry's mailbox holds something for this node."""
 
     def lookup_key(self, node: int) -> None:
         """Asks the registry for the key of `node`."""
@@ -65,7 +67,9 @@ class Hooks:
         self.contacts.contact_failed(node, reason)
 
     def poll_handshakes(self) -> None:
-        """Left to whoever handles handshakes: a poll empties the mailbox, so nobody else may."""
+        """Tells whoever handles handshakes: a poll empties the mailbox, so nobody else may."""
+        for poll in self.mailbox:
+            poll()
 
     def address_changed(self, reason: str, previous: str, current: str, peers_notified: int) -> None:
         """Tells the registry the new address, and then whoever subscribed."""

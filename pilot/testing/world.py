@@ -162,6 +162,8 @@ class World:
         self.story = ""
         """What a random scenario says of itself, for messages."""
         self.stream_bytes = 0
+        self.expected_errors: set[str] = set()
+        """Loggers whose errors are no violation: what a test has crash on purpose, `pilot.plugin.<name>` say."""
         self._background: set[asyncio.Task[None]] = set()
 
     def machine(self, name: str = "", *, nat: Nat | NatType | None = None, **settings: Any) -> Machine:
@@ -178,7 +180,7 @@ class World:
     async def __aenter__(self) -> Self:
         self.rendezvous = VirtualRendezvous(self.network)
         self.loop.set_exception_handler(self._unhandled)
-        self._log_handler = _Errors(self.watch.violated)
+        self._log_handler = _Errors(self.watch.violated, self.expected_errors)
         logging.getLogger("pilot").addHandler(self._log_handler)
         self._sampler = self.loop.create_task(self._sample())
         return self
@@ -221,11 +223,14 @@ class World:
 class _Errors(logging.Handler):
     """What the library logs as an error is a defect of its own."""
 
-    def __init__(self, violated: Callable[[str], None]) -> None:
+    def __init__(self, violated: Callable[[str], None], expected: set[str]) -> None:
         super().__init__(logging.ERROR)
         self._violated = violated
+        self._expected = expected
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name in self._expected:
+            return
         error = record.exc_info[1] if record.exc_info else None
         self._violated(f"logged: {record.getMessage()} {error!r}" if error else f"logged: {record.getMessage()}")
 
