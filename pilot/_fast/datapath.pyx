@@ -258,7 +258,7 @@ cdef class Datapath(FrameSink):
         peer.reject_reported = now
         try:
             if result == REPLAY:
-                self.control.publish("security.nonce_replay", {"peer_hash": redact(peer.node), "counter": counter})
+                self.control.publish("security.nonce_replay", {"peer_node_id": peer.node, "counter": counter})
             self.control.rejected(peer, Verdict(result), now)
         except Exception:
             log.exception("rejected failed for node %d", peer.node)
@@ -321,6 +321,8 @@ cdef class Datapath(FrameSink):
 
     cdef void spoofed(self, Peer peer, uint32_t claimed) noexcept:
         self.ignored += 1
+        if self.mux.wanted is not None and not self.mux.wants("security.src_spoofed"):
+            return
         try:
             self.control.publish("security.src_spoofed", {
                 "authenticated_peer_hash": redact(peer.node), "claimed_src_hash": redact(claimed)})

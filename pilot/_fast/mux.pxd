@@ -29,8 +29,10 @@ cdef class Mux(StreamHost):
     cdef object clock
     cdef public object scheduler
     cdef public object gate
+    cdef public object policy       # None, or what the networks' policies say of ports
     cdef public object on_datagram
     cdef public object publish
+    cdef public object wanted       # None, or whether a topic has a subscriber
     cdef readonly Table streams
     cdef dict listeners
     cdef list touched
@@ -42,6 +44,7 @@ cdef class Mux(StreamHost):
     cdef double armed
     cdef readonly int live
     cdef uint32_t next_port
+    cdef uint32_t last_id
     cdef public object random_isn
     cdef object settings
     cdef Bucket syn_bucket
@@ -66,11 +69,14 @@ cdef class Mux(StreamHost):
     cdef void count(self, str name) noexcept
     cdef void accept(self, ListenerCore listener, const packet *p, Peer peer, double now) noexcept
     cdef bint admits(self, Peer peer, int port) noexcept
+    cdef bint permits(self, Peer peer, const packet *p) noexcept
     cdef void repair_moved(self, double now) noexcept
     cdef void queue_peer(self, Peer peer) noexcept
     cdef void serve_blocked(self, double now) noexcept
     cdef void await_pacing(self, double now) noexcept
+    cdef bint wants(self, str topic) noexcept
     cdef void event_about(self, str topic, dict payload) noexcept
+    cdef void report_rejected(self, str topic, const packet *p) noexcept
     cdef StreamCore new_stream(self, Peer peer, uint16_t network, uint32_t node, uint16_t local_port,
                                uint16_t remote_network, uint32_t remote_node, uint16_t remote_port)
     cdef bint source_allows(self, Peer peer, double now) noexcept

@@ -3,7 +3,6 @@ that serves streams in turn (_fast, L7).
 
 Source: streams.md sections 2, 5, 6, 12, 13; DESIGN section 4 (the trust gate stands before everything that answers).
 """
-import hashlib
 import logging
 from typing import NamedTuple
 
@@ -146,6 +145,8 @@ cdef class Mux(StreamHost):
         stream.remote_network, stream.remote_node, stream.remote_port = remote_network, remote_node, remote_port
         self.streams.put(
             (<uint64_t> remote_network << 32) | remote_node, (<uint64_t> local_port << 16) | remote_port, stream)
+        self.last_id += 1
+        stream.conn_id = self.last_id
         self.live += 1
         peer.open_streams += 1
         return stream
@@ -293,26 +294,33 @@ cdef class Mux(StreamHost):
                 return
         if not self.admits(peer, p.dst_port):
             self.count("syn_rejected")
-            self.event_about("syn.rejected", {"dst_port": p.dst_port})
+            self.report_rejected("syn.rejected", p)
             return
         listener = self.listeners.get(p.dst_port)
         if listener is None:
             self.count("syn_refused")
             self.reply_reset(p, peer, now)
             return
+        if self.policy is not None and not peer.is_self and not self.permits(peer, p):
+            self.count("syn_port_rejected")
+            return
         if not peer.is_self and not self.source_allows(peer, now):
             self.count("syn_source_limited")
             return
         if not peer.is_self and not self.syn_bucket.take(now):
             self.count("syn_limited")
-            address = str(new_addr(p.src_network, p.src_node))
-            self.event_about("security.syn_rate_limited", {
-                "src_addr_hash": hashlib.sha256(address.encode()).hexdigest()[:16], "src_port": p.src_port})
+            if self.wants("security.syn_rate_limited"):
+                self.event_about("security.syn_rate_limited", {
+                    "src_addr": str(new_addr(p.src_network, p.src_node)), "src_port": p.src_port})
             return
         if (listener.streams >= self.settings.max_streams_per_port or self.live >= self.settings.max_streams
                 or listener.queued >= listener.backlog):
             listener.dropped += 1
             self.count("syn_overflow")
+            if listener.queued >= listener.backlog and self.wants("conn.accept_queue_full"):
+                self.event_about("conn.accept_queue_full", {
+                    "port": p.dst_port, "src_addr": str(new_addr(p.src_network, p.src_node)),
+                    "src_port": p.src_port, "drops_total": listener.dropped})
             self.reply_reset(p, peer, now)
             return
         if stream is not None:
@@ -324,6 +332,7 @@ cdef class Mux(StreamHost):
         cdef StreamCore stream = None
         try:
             stream = self.new_stream(peer, p.dst_network, p.dst_node, p.dst_port, p.src_network, p.src_node, p.src_port)
+            self.event("conn.syn_received", stream)
             stream.open_passive(p, now)
             peer.last_used = now
             listener.streams += 1
@@ -343,6 +352,14 @@ cdef class Mux(StreamHost):
             return self.gate.admit_syn(peer.node, port)
         except Exception:
             log.exception("the trust gate failed")
+            return False
+
+    cdef bint permits(self, Peer peer, const packet *p) noexcept:
+        """Whether the policies of the networks let the peer open a stream to the port (services.md 9.7)."""
+        try:
+            return self.policy.admit_syn(p.dst_network, peer.node, p.dst_port)
+        except Exception:
+            log.exception("the policy gate failed")
             return False
 
     cdef bint source_allows(self, Peer peer, double now) noexcept:
@@ -385,9 +402,17 @@ cdef class Mux(StreamHost):
         try:
             if not peer.is_self and self.gate is not None and not self.gate.admit_datagram(peer.node):
                 self.count("datagram_rejected")
-                self.event_about("datagram.rejected", {"dst_port": p.dst_port})
+                self.report_rejected("datagram.rejected", p)
+                return
+            if self.policy is not None and not peer.is_self and not self.policy.admit_datagram(
+                    p.dst_network, peer.node, p.dst_port, p.length):
+                self.count("datagram_port_rejected")
                 return
             peer.last_used = now
+            if self.wants("data.datagram"):
+                self.event_about("data.datagram", {
+                    "src_addr": str(new_addr(p.src_network, p.src_node)), "src_port": p.src_port,
+                    "dst_port": p.dst_port, "size": p.length})
             self.on_datagram(new_addr(p.src_network, p.src_node), p.src_port, p.dst_port,
                              PyBytes_FromStringAndSize(<char *> p.payload, p.length))
         except Exception:
@@ -615,7 +640,7 @@ cdef class Mux(StreamHost):
         """
         cdef StreamCore stream
         self.in_batch = True            # nothing may schedule a flush from here on
-        self.scheduler = self.gate = self.on_datagram = self.publish = None
+        self.scheduler = self.gate = self.policy = self.on_datagram = self.publish = self.wanted = None
         for stream in self.streams.values():
             stream.fail(ClosedError("this node has stopped"), False, self.armed)
             try:
@@ -628,22 +653,37 @@ cdef class Mux(StreamHost):
 
     # ---- events --------------------------------------------------------------------------------------------------
 
-    cdef void event(self, str topic, StreamPackets stream) noexcept:
-        if self.publish is None:
-            return
+    cdef bint wants(self, str topic) noexcept:
+        """Whether anybody gets events of `topic`: asked before a payload is built."""
+        if self.publish is None or self.wanted is None:
+            return self.publish is not None
         try:
-            remote = str(new_addr(stream.remote_network, stream.remote_node))
-            if topic == "conn.established":
-                payload = {"src_addr": remote, "src_port": stream.remote_port, "dst_port": stream.local_port}
-            else:
-                payload = {"remote_addr": remote, "remote_port": stream.remote_port, "local_port": stream.local_port}
-            self.publish(topic, payload)
+            return self.wanted(topic)
         except Exception:
-            log.exception("publishing %s failed", topic)
+            log.exception("asking whether %s is wanted failed", topic)
+            return False
+
+    cdef void event(self, str topic, StreamPackets stream) noexcept:
+        if not self.wants(topic):
+            return
+        remote = str(new_addr(stream.remote_network, stream.remote_node))
+        if topic == "conn.syn_received" or topic == "conn.established":
+            self.event_about(topic, {
+                "conn_id": stream.conn_id, "src_addr": remote, "src_port": stream.remote_port,
+                "dst_port": stream.local_port})
+        else:
+            self.event_about(topic, {
+                "conn_id": stream.conn_id, "local_port": stream.local_port, "remote_addr": remote,
+                "remote_port": stream.remote_port})
+
+    cdef void report_rejected(self, str topic, const packet *p) noexcept:
+        """The trust gate has kept a packet out."""
+        if self.wants(topic):
+            self.event_about(topic, {
+                "src_node_id": p.src_node, "src_addr": str(new_addr(p.src_network, p.src_node)),
+                "dst_port": p.dst_port})
 
     cdef void event_about(self, str topic, dict payload) noexcept:
-        if self.publish is None:
-            return
         try:
             self.publish(topic, payload)
         except Exception:

@@ -303,7 +303,6 @@ cdef class StreamCore(StreamPackets):
         """The peer's FIN has its turn: it ends both directions (there is no half close on this wire)."""
         self.fin_held = False
         self.ended_by_peer = True
-        self.host.event("conn.fin", self)
         cdef uint32_t ack = <uint32_t> (self.into.irs + 1 + self.fin_at + 1)
         self.emit(FLAG_FIN | FLAG_ACK, self.out.seq(self.out.nxt), ack, 0, now)
         self.enter_time_wait(now)
@@ -401,6 +400,7 @@ cdef class StreamCore(StreamPackets):
         """Both directions are over; the entry stays a while so that late packets are recognised."""
         self.stop_timers()
         self.phase = TIME_WAIT
+        self.host.event("conn.fin", self)
         self.set_timer(TIMER_CLOSE, now + TIME_WAIT_SECONDS)
         self.finish_close(now)
 
@@ -616,9 +616,9 @@ cdef class StreamCore(StreamPackets):
         if now < self.last_received + KEEPALIVE:
             self.set_timer(TIMER_IDLE, self.last_received + KEEPALIVE)
         elif silence >= DEAD_AFTER:
-            self.host.event("conn.dead_peer", self)
-            # FIN, not RST: stock nodes refuse new dials from a peer that reset them.
-            self.emit(FLAG_FIN, self.out.seq(self.out.nxt), 0, 0, now)
+            # With fewer than three probes unanswered it was this node that slept.
+            self.host.event("conn.dead_peer" if self.probes >= 3 else "conn.idle_timeout", self)
+            self.emit(FLAG_FIN, self.out.seq(self.out.nxt), 0, 0, now)  # stock nodes refuse dials after a RST
             self.fail(TimeoutError(
                 f"{self.remote_addr}:{self.remote_port} was silent for {silence:.0f} s (idle timeout)"), False, now)
         else:

@@ -39,6 +39,7 @@ cdef class StreamHost:
 cdef class StreamPackets(TimerEntry):
     cdef StreamHost host
     cdef Peer peer
+    cdef readonly uint32_t conn_id  # names it in events; counted from 1 in each life of the node
     cdef uint16_t local_network
     cdef uint32_t local_node
     cdef readonly uint16_t local_port

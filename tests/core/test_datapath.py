@@ -44,6 +44,8 @@ class TestOpening:
         assert len(peer.heard()) == 1
         assert peer.peer.replays == 49
         assert [call[2] for call in node.control.named("rejected")] == [Verdict.REPLAY]
+        told = {"peer_node_id": 2, "counter": 1}
+        assert node.control.named("publish") == [("publish", "security.nonce_replay", told)]
         arrive(peer, ping(peer))
         assert peer.peer.replays == 0
 
