@@ -393,5 +393,5 @@ async def settle(turns: int = 20) -> None:
 async def eventually(condition: Any, seconds: float = 5.0) -> None:
     """Returns when `condition()` holds; fails when it does not in time."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
