@@ -34,7 +34,8 @@ def test_exit_codes() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "docs/ARCHITECTURE.md", "docs/COMMAND.md", "docs/FILE-TRANSFER.md", "docs/TESTING.md"]
+    "document",
+    ["README.md", *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md")))],
 )
 def test_links_and_named_paths_exist(document: str) -> None:
     text = (ROOT / document).read_text()
@@ -49,3 +50,13 @@ def test_every_room_is_in_the_table() -> None:
     rooms = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "pilot").rglob("__init__.py")}
     for room in rooms - {"pilot"}:
         assert f"`{room}/`" in text, room
+
+
+def test_every_name_of_the_contract_is_mapped() -> None:
+    table = (ROOT / "docs" / "COREAPI.md").read_text()
+    from pilot import coreapi
+
+    own = {"Subscription", "PilotError", "BusyError", "ClosedError", "InvalidValueError", "PathError", "RefusedError"}
+    own |= {"RegistryError", "ResetError"}
+    for name in set(coreapi.__all__) - own:
+        assert re.search(rf"\b{name}\b", table), name

@@ -41,12 +41,13 @@ async def registry() -> AsyncIterator[str]:
     pytest.fail("no two neighbouring ports are free")
 
 
-async def start(name: str, registry: str, directory: Path) -> asyncio.subprocess.Process:
+async def start(name: str, registry: str, directory: Path, *, warnings: str = "error") -> asyncio.subprocess.Process:
     """The example as written, but for the address of the registry."""
+    for source in EXAMPLES.glob("*.py"):  # one may import another
+        (directory / source.name).write_text(source.read_text().replace(WRITTEN, registry))
     program = directory / name
-    program.write_text((EXAMPLES / name).read_text().replace(WRITTEN, registry))
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", str(program)),
+        *(sys.executable, "-W", warnings, str(program)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=directory,
@@ -125,12 +126,22 @@ async def test_whole_network(registry: str, tmp_path: Path) -> None:
     assert await output(await start("whole_network.py", registry, tmp_path)) == ["b'across the tunnel'"]
 
 
+async def test_plugin(registry: str, tmp_path: Path) -> None:
+    assert await output(await start("plugin.py", registry, tmp_path)) == ["b'hi\\n'", "greeter"]
+
+
+async def test_without_a_network(tmp_path: Path) -> None:
+    # pytest-asyncio warns of settings that only a project has
+    lines = await output(await start("without_a_network.py", WRITTEN, tmp_path, warnings="ignore"))
+    assert re.match(r"\d+ passed", lines[-1]), lines
+
+
 def test_every_example_has_a_test() -> None:
     tests = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
-    assert {path.stem for path in EXAMPLES.glob("*.py")} <= tests
+    assert {path.stem for path in EXAMPLES.glob("*.py")} <= tests | {"greeter"}  # which the last two import
 
 
-@pytest.mark.parametrize("document", ["README.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/PLUGINS.md"])
 def test_code_in_documents_is_from_the_examples(document: str) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
     examples = [squeezed(path.read_text()) for path in EXAMPLES.glob("*.py")]
