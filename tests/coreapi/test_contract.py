@@ -15,27 +15,43 @@ from pilot.node.identity import LocalIdentity
 from pilot.node.listener import Listener
 from pilot.node.stream import Stream
 
-PROTOCOLS = [coreapi.Identity, coreapi.Stream, coreapi.Listener, coreapi.Streams, coreapi.PeerResolver]
+PROTOCOLS = [
+    coreapi.EventBus,
+    coreapi.Identity,
+    coreapi.Listener,
+    coreapi.PeerResolver,
+    coreapi.PolicyManager,
+    coreapi.PolicyProvider,
+    coreapi.PolicyRunner,
+    coreapi.Service,
+    coreapi.Stream,
+    coreapi.Streams,
+    coreapi.Subscription,
+    coreapi.TrustChecker,
+]
+DUNDERS = ("__aenter__", "__aexit__", "__aiter__", "__anext__", "__enter__", "__exit__")
 
 
 def members(protocol: type) -> list[str]:
-    return [name for name in vars(protocol) if not name.startswith("_") or name in ("__aiter__", "__anext__")]
+    names = [name for name in vars(protocol) if not name.startswith("_") or name in ("__aiter__", "__anext__")]
+    return [*names, *vars(protocol).get("__annotations__", {})]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda p: p.__name__)
 def test_every_member_is_documented(protocol: type) -> None:
     assert inspect.getdoc(protocol)
     for name in members(protocol):
-        assert inspect.getdoc(inspect.getattr_static(protocol, name)), f"{protocol.__name__}.{name}"
+        if name not in vars(protocol).get("__annotations__", {}):
+            assert inspect.getdoc(inspect.getattr_static(protocol, name)), f"{protocol.__name__}.{name}"
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda p: p.__name__)
 def test_an_incomplete_object_is_told_apart(protocol: type) -> None:
     assert not isinstance(object(), protocol)
-    complete = type("Complete", (), dict.fromkeys([*members(protocol), "__aenter__", "__aexit__"], 1))
+    complete = type("Complete", (), dict.fromkeys([*members(protocol), *DUNDERS], 1))
     assert isinstance(complete(), protocol)
     for name in members(protocol):
-        lacking = type("Lacking", (), dict.fromkeys((set(members(protocol)) | {"__aenter__", "__aexit__"}) - {name}, 1))
+        lacking = type("Lacking", (), dict.fromkeys({*members(protocol), *DUNDERS} - {name}, 1))
         assert not isinstance(lacking(), protocol), name
 
 
@@ -79,3 +95,47 @@ def test_re_exports_are_the_same_objects() -> None:
     assert coreapi.Addr is Addr
     assert coreapi.PeerNotFoundError is PeerNotFoundError
     assert coreapi.__all__ == sorted(coreapi.__all__)
+
+
+def test_every_identifier_of_the_seed_has_its_counterpart() -> None:
+    types = {
+        *("Addr", "Deps", "Event", "EventBus", "Identity", "Listener", "PeerInfo", "PeerResolver", "PolicyEventType"),
+        *("PolicyManager", "PolicyRunner", "Service", "ServiceRegistry", "Stream", "Streams", "TrustChecker"),
+    }
+    errors = {"RegistryStartedError", "ServiceNotReadyError", "PeerNotFoundError"}
+    functions = {
+        *("plugin_recovered_panic_count", "recover_plugin", "reset_plugin_recovered_panic_count_for_test"),
+        *("plugin_panic_count", "is_plugin_healthy"),
+    }
+    assert types | errors | functions <= set(coreapi.__all__)
+    assert {kind.value for kind in coreapi.PolicyEventType} == {
+        *("connect", "dial", "datagram", "join", "leave", "cycle"),
+    }
+    assert coreapi.PolicyEventType("connect") is coreapi.PolicyEventType.CONNECT
+    assert coreapi.PolicyEventType.CONNECT == "connect"
+    for name in coreapi.__all__:
+        assert inspect.getdoc(getattr(coreapi, name)), name
+
+
+def test_a_miss_of_the_trust_list_is_false() -> None:
+    assert not coreapi.TrustMatch()
+    assert coreapi.TrustMatch("Bob", True)
+    name, ok = coreapi.TrustMatch("Bob", True)
+    assert (name, ok) == ("Bob", True)
+
+
+def test_deps_is_a_frozen_record_with_the_fields_of_the_seed() -> None:
+    assert [field.name for field in dataclasses.fields(coreapi.Deps)] == [
+        *("streams", "identity", "resolver", "events", "logger", "trust"),
+    ]
+    assert not hasattr(coreapi.Deps, "__dict__") or "__slots__" in vars(coreapi.Deps)
+
+
+def test_a_service_without_a_stop_cannot_be_made() -> None:
+    class Half(coreapi.Service):
+        name, order = "half", 1
+
+        async def start(self, deps: coreapi.Deps) -> None: ...
+
+    with pytest.raises(TypeError, match="stop"):
+        Half()  # type: ignore[abstract]
