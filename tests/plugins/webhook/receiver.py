@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Receiver:
     requests: list[Request] = field(default_factory=list)
     port: int = 0
     host: str = ""
+    writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
     @property
     def url(self) -> str:
@@ -58,8 +60,15 @@ class Receiver:
                 await asyncio.sleep(0.005)
         return self.requests[:count]
 
+    def close_connections(self) -> None:
+        """Ends all connections at once."""
+        for writer in self.writers:
+            writer.transport.abort()
+        self.writers.clear()
+
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, several requests."""
+        self.writers.add(writer)
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 line, *fields = head.decode("latin-1").rstrip().split("\r\n")
@@ -80,14 +89,17 @@ class Receiver:
 
 
 @asynccontextmanager
-async def receiver(host: str = "127.0.0.1", answer: Answer | None = None) -> AsyncIterator[Receiver]:
+async def receiver(
+    host: str = "127.0.0.1", answer: Answer | None = None, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Receiver]:
     """A running one."""
     made = Receiver(host=host)
     if answer is not None:
         made.answer = answer
-    server = await asyncio.start_server(made.converse, host, 0)
+    server = await asyncio.start_server(made.converse, host, 0, ssl=tls)
     made.port = server.sockets[0].getsockname()[1]
     try:
         yield made
     finally:
         server.close()
+        made.close_connections()
