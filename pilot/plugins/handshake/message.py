@@ -69,6 +69,8 @@ class Message:
     """Unix seconds."""
     justification: str = ""
     reason: str = ""
+    spelling: str = ""
+    """The text of the signature in a message that was received."""
 
 
 def signed_text(sender: int, receiver: int) -> bytes:
@@ -139,6 +141,7 @@ def parse_untrusted(data: bytes) -> Message:
         _number(fields, "timestamp", -MAX_TIMESTAMP, MAX_TIMESTAMP - 1),
         _text(fields, "justification"),
         _text(fields, "reason"),
+        _text(fields, "signature"),
     )
 
 

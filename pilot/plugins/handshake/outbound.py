@@ -6,11 +6,12 @@ Source: services.md 1.1, 1.4 and 1.5.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
-from pilot.coreapi import Addr, PilotError, recover_plugin
+from pilot.coreapi import Addr, ClosedError, PilotError, recover_plugin
 from pilot.plugins.handshake.message import Message, MessageType, encode, signed_text
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Outbound:
         return count
 
     async def send(self, node_id: int, data: bytes) -> None:
-        """Delivers one message over a stream of its own; returns when the peer's node has it.
+        """Delivers one message over a stream of its own; returns when the peer's node has it, or closes.
 
         Cancelled, it may have arrived.
 
@@ -118,7 +119,8 @@ class Outbound:
             stream = await self._deps.streams.dial(Addr(0, node_id), HANDSHAKE_PORT, timeout=DIAL_SECONDS)
             async with stream:
                 await stream.write(data)
-                await stream.drain()
+                with contextlib.suppress(ClosedError):  # it has read the message and closed before it acknowledged
+                    await stream.drain()
 
     # --------------------------------------------------------------------------------------- errands
 

@@ -1,6 +1,8 @@
 """`ReplaySet`: which messages were seen within the last ten minutes, within bounds (plugin handshake, L11).
 
 Source: services.md 1.2. Unlike in 1.18.0 the key covers time and texts, so that a second honest request is not lost.
+Like there it covers the spelling of the signature: what is signed is always the same, so this hides nothing, and tells
+two messages of one second apart.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ def replay_key(message: Message, receiver: int) -> bytes:
     parts = [
         message.type,
         f"handshake:{message.node_id}:{receiver}",
-        message.signature.hex(),
+        message.spelling,
         str(message.timestamp),
         message.justification,
         message.reason,
