@@ -1,0 +1,239 @@
+"""A file stream that is sent: the offer, a window of chunks, the receiver's verdict (plugin dataexchange, L11).
+
+Source: services.md 2.5. Chunks begin with the 48 KiB of the official sender and grow on a path that carries more; the
+official receiver takes any size and any number of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pilot.coreapi import InvalidValueError, PilotError, ResetError
+from pilot.plugins.dataexchange import filestream
+from pilot.plugins.dataexchange.deliveries import in_thread
+from pilot.plugins.dataexchange.filestream import TRANSFER_ID_BYTES, Init, Kind
+from pilot.plugins.dataexchange.frames import HEADER_BYTES, FrameType, header_untrusted, printable, type_name
+from pilot.plugins.dataexchange.model import SentFile
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from io import FileIO
+
+    from pilot.coreapi import Stream
+    from pilot.plugins.dataexchange.filestream import Part
+    from pilot.plugins.dataexchange.model import Progress
+
+__all__ = ["OldReceiverError", "OutgoingFile", "Source", "open_source", "refused"]
+
+FIRST_CHUNK_BYTES: Final = 48 * 1024
+MAX_CHUNK_BYTES: Final = 1 << 20
+WINDOW_BYTES: Final = 16 << 20
+"""Bytes sent and not acknowledged."""
+FIRST_WINDOW_CHUNKS: Final = 16
+QUICK_SECONDS: Final = 0.25
+SLOW_SECONDS: Final = 2.0
+"""An acknowledgment within the first doubles the chunks, one after the second halves them."""
+OFFER_SECONDS: Final = 5.0
+"""A receiver that has not answered the offer by then knows no file streams."""
+MAX_REPLY_BYTES: Final = 64 * 1024
+READ_AHEAD_BYTES: Final = 4 << 20
+
+
+class OldReceiverError(Exception):
+    """The receiver knows no file streams; the text says what showed it."""
+
+
+def refused(name: str, text: str) -> PilotError:
+    """The error for a file that the receiver did not take."""
+    return PilotError(f"the receiver did not take {printable(name)!r}: {text}")
+
+
+class Source:
+    """What is sent: a file or bytes, hashed. Comes from `open_source`."""
+
+    def __init__(self, name: str, size: int, sha256: bytes, content: FileIO | bytes) -> None:
+        self.name = name
+        self.size = size
+        self.sha256 = sha256
+        self._content = content
+
+    async def read(self, offset: int, length: int) -> bytes | bytearray:
+        """`length` bytes from `offset`; fewer where the file has become shorter."""
+        if isinstance(self._content, bytes):
+            return self._content[offset : offset + length]
+        return await in_thread(_read, self._content, offset, length)
+
+
+@asynccontextmanager
+async def open_source(source: Path | bytes, name: str) -> AsyncIterator[Source]:
+    """`source` hashed and ready to read, for the block. Raises `OSError`; `InvalidValueError`: there is no name."""
+    if isinstance(source, bytes):
+        if not name:
+            raise InvalidValueError("bytes are sent as a file under a name: give one")
+        yield Source(name, len(source), await in_thread(lambda: hashlib.sha256(source).digest()), source)
+        return
+    path = Path(source)
+    with _open(path) as file:
+        digest = await in_thread(lambda: hashlib.file_digest(file, "sha256").digest())
+        size = os.fstat(file.fileno()).st_size
+        yield Source(name or path.name, size, digest, file)
+
+
+def _open(path: Path) -> FileIO:
+    return open(path, "rb", buffering=0)
+
+
+def _read(file: FileIO, offset: int, length: int) -> bytearray:
+    buffer = bytearray(length)
+    filled = 0
+    with memoryview(buffer) as view:
+        while filled < length and (count := os.preadv(file.fileno(), [view[filled:]], offset + filled)):
+            filled += count
+    del buffer[filled:]
+    return buffer
+
+
+class Pace:
+    """How much is sent at once: chunk and window sizes that follow how fast chunks are acknowledged. No I/O."""
+
+    def __init__(self) -> None:
+        self.chunk_bytes = FIRST_CHUNK_BYTES
+        self.window_bytes = FIRST_CHUNK_BYTES * FIRST_WINDOW_CHUNKS
+
+    def acknowledged(self, seconds: float) -> None:
+        """A chunk has been acknowledged, `seconds` after the one before."""
+        if seconds <= QUICK_SECONDS:
+            self.chunk_bytes = min(self.chunk_bytes * 2, MAX_CHUNK_BYTES)
+            self.window_bytes = min(self.window_bytes * 2, WINDOW_BYTES)
+        elif seconds > SLOW_SECONDS:
+            self.chunk_bytes = max(self.chunk_bytes // 2, FIRST_CHUNK_BYTES)
+            self.window_bytes = max(self.window_bytes // 2, self.chunk_bytes)
+
+
+class OutgoingFile:
+    """One file over one stream. `run` does all of it."""
+
+    def __init__(self, stream: Stream, source: Source, progress: Progress, step_seconds: float) -> None:
+        self._stream = stream
+        self._source = source
+        self._progress = progress
+        self._step_seconds = step_seconds
+        self._id = source.sha256[:TRANSFER_ID_BYTES]
+        self._loop = asyncio.get_running_loop()
+        self._pace = Pace()
+        self._acknowledged = 0
+        self._acknowledged_at = 0.0
+
+    async def run(self) -> SentFile:
+        """Sends it; returns when the receiver has verified it. Raises what `DataExchangeClient.send_file` does.
+
+        Raises:
+            OldReceiverError: it has to be sent in one frame; nothing has been stored.
+        """
+        source = self._source
+        offset = await self._offer()
+        started = self._acknowledged_at = self._loop.time()
+        self._acknowledged = offset
+        self._progress(offset, source.size)
+        await self._send_from(offset)
+        await self._write(filestream.done(self._id))
+        while (part := await self._read_part(self._step_seconds)).kind != Kind.COMPLETE:
+            self._on_part_untrusted(part)
+        self._check_verdict_untrusted(part)
+        self._progress(source.size, source.size)
+        return SentFile(source.name, source.size, source.sha256, offset, self._loop.time() - started, streamed=True)
+
+    async def _offer(self) -> int:
+        """Where to go on from."""
+        source = self._source
+        await self._write(
+            filestream.encode_init(self._id, Init(source.size, source.sha256, MAX_CHUNK_BYTES, source.name))
+        )
+        try:
+            part = await self._read_part(OFFER_SECONDS)
+        except (TimeoutError, EOFError, ResetError) as error:
+            raise OldReceiverError("the receiver knows no file streams") from error
+        if part.kind in (Kind.COMPLETE, Kind.ABORT):
+            self._check_verdict_untrusted(part)
+        offset = filestream.split_offset_untrusted(part.body) if part.kind == Kind.INIT_ACK else -1
+        if not 0 <= offset <= source.size:
+            raise InvalidValueError("the receiver named no usable place to go on from")
+        return offset
+
+    async def _send_from(self, offset: int) -> None:
+        """The bytes from `offset`, read ahead while they are sent."""
+        size = self._source.size
+        ahead = asyncio.ensure_future(self._source.read(offset, min(READ_AHEAD_BYTES, size - offset)))
+        try:
+            while offset < size:
+                block = await ahead
+                if not block:
+                    await self._write(filestream.abort(self._id, "the file became shorter while it was sent"))
+                    raise PilotError(f"{self._source.name!r} became shorter while it was sent: send it again")
+                after = offset + len(block)
+                ahead = asyncio.ensure_future(self._source.read(after, min(READ_AHEAD_BYTES, size - after)))
+                await self._send_block(offset, memoryview(block))
+                offset = after
+        finally:
+            ahead.cancel()
+            await asyncio.wait([ahead])
+
+    async def _send_block(self, offset: int, block: memoryview) -> None:
+        sent = 0
+        while sent < len(block):
+            chunk = block[sent : sent + self._pace.chunk_bytes]
+            while offset + sent + len(chunk) - self._acknowledged > self._pace.window_bytes:
+                self._on_part_untrusted(await self._read_part(self._step_seconds))
+            await self._write(filestream.chunk_header(self._id, offset + sent, len(chunk)))
+            await self._write(chunk)
+            sent += len(chunk)
+
+    async def _write(self, data: bytes | memoryview) -> None:
+        self._stream.set_write_deadline(self._loop.time() + self._step_seconds)
+        await self._stream.write(data)
+
+    # ---- what the receiver says --------------------------------------------------------------------------------------
+
+    async def _read_part(self, seconds: float) -> Part:
+        """The next part about this file. Raises `OldReceiverError`: the receiver answered as to an unknown frame."""
+        self._stream.set_read_deadline(self._loop.time() + seconds)
+        while True:
+            number, length = header_untrusted(await self._stream.readexactly(HEADER_BYTES), MAX_REPLY_BYTES)
+            payload = await self._stream.readexactly(length)
+            if number == FrameType.TEXT:
+                text = printable(payload[:200].decode("utf-8", "replace"))
+                raise OldReceiverError(f"the receiver answered {text!r} to a file stream")
+            if number != FrameType.FILESTREAM:
+                raise InvalidValueError(f"a {type_name(number)} frame came where a file stream's was due")
+            part = filestream.split_untrusted(payload)
+            if part.transfer_id == self._id:
+                return part
+            if part.transfer_id == filestream.NO_TRANSFER:
+                raise refused(self._source.name, filestream.text_untrusted(part.body[1:]))
+
+    def _on_part_untrusted(self, part: Part) -> None:
+        if part.kind in (Kind.COMPLETE, Kind.ABORT):
+            self._check_verdict_untrusted(part)
+            raise InvalidValueError("the receiver confirmed the file before it was sent")
+        if part.kind != Kind.ACK:
+            return
+        cursor = filestream.split_offset_untrusted(part.body)
+        if cursor > self._source.size:
+            raise InvalidValueError(f"the receiver acknowledged {cursor} bytes of {self._source.size}")
+        if cursor > self._acknowledged:
+            now = self._loop.time()
+            self._pace.acknowledged(now - self._acknowledged_at)
+            self._acknowledged, self._acknowledged_at = cursor, now
+            self._progress(cursor, self._source.size)
+
+    def _check_verdict_untrusted(self, part: Part) -> None:
+        """Raises `PilotError` unless it is a good COMPLETE."""
+        if part.kind == Kind.ABORT:
+            raise refused(self._source.name, filestream.text_untrusted(part.body) or "it gave up")
+        if len(part.body) < 1 or part.body[0] != 0:
+            raise refused(self._source.name, filestream.text_untrusted(part.body[1:]) or "it gave no reason")

@@ -1,0 +1,230 @@
+"""The received directory: unfinished files that can be resumed, and finished ones (plugin dataexchange, L11).
+
+Source: services.md 2.3, 2.5. Blocks. An open unfinished file is used by one thread at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import secrets
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pilot.coreapi import BusyError
+from pilot.plugins._files import private_directory
+from pilot.plugins.dataexchange.naming import numbered_names, stamped_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from io import FileIO
+
+    from typing_extensions import Buffer
+
+    from pilot.plugins.dataexchange.model import Limits
+    from pilot.plugins.dataexchange.naming import Stamps
+
+__all__ = ["PartialFile", "Received"]
+
+PARTIAL_DIRECTORY: Final = ".partial"
+ABANDONED_SECONDS: Final = 7 * 86400.0
+"""An unfinished file nobody has gone on with for so long is removed at the next start."""
+MAX_PARTIALS: Final = 256
+"""Unfinished files kept; strangers make them."""
+HASH_BLOCK: Final = 1 << 20
+
+
+class PartialFile:
+    """A file that arrives. Comes from `Received.begin`."""
+
+    def __init__(self, store: Received, path: Path, file: FileIO, size: int, *, resumable: bool) -> None:
+        self._store = store
+        self.path = path
+        self._file = file
+        self._resumable = resumable
+        self._hash = hashlib.sha256()
+        self._hashed = 0
+        self.size = size
+        self.position = os.fstat(file.fileno()).st_size
+        """Bytes that are there; the next go behind them."""
+        if self.position > size:
+            file.truncate(0)
+            self.position = 0
+        file.seek(self.position)
+
+    def append(self, pieces: Iterable[Buffer]) -> None:
+        """Writes `pieces` behind what is there. Raises `OSError`; `position` then says how much was written."""
+        for piece in pieces:
+            view = memoryview(piece)
+            written = 0
+            while written < len(view):
+                written += self._file.write(view[written:])
+            if self._hashed == self.position:  # a resumed file is hashed at the end: the sender waits for its go-ahead
+                self._hash.update(view)
+                self._hashed += len(view)
+            self.position += len(view)
+
+    def digest(self) -> bytes:
+        """The SHA-256 of everything that is there."""
+        while block := os.pread(self._file.fileno(), HASH_BLOCK, self._hashed):
+            self._hash.update(block)
+            self._hashed += len(block)
+        return self._hash.digest()
+
+    def publish(self, name: str) -> Path:
+        """Puts the whole file, safe on the disk, under its final name, which this returns. Closes it."""
+        os.fsync(self._file.fileno())
+        for path in self._store.names(name):
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                break
+        os.replace(self.path, path)
+        self._leave()
+        return path
+
+    def condemn(self) -> None:
+        """Closes the file and sets it aside under another name: the next attempt begins anew."""
+        os.replace(self.path, self.path.with_suffix(".corrupt"))
+        self._leave()
+
+    def _leave(self) -> None:
+        """Closes the file, which has another name now."""
+        self._store.ended(self)
+        self._file.close()
+
+    def close(self) -> None:
+        """Closes the file; what another attempt can go on with stays. May be repeated."""
+        self._store.ended(self)
+        if self._file.closed:
+            return
+        if not self._resumable or not self.position:
+            self.path.unlink(missing_ok=True)
+        self._file.close()
+
+
+class Received:
+    """Files in `directory`, with the caps of `limits`.
+
+    `keep_names` gives them their senders' names, numbered where taken, instead of stamped ones.
+    """
+
+    def __init__(self, directory: Path, limits: Limits, stamps: Stamps, *, keep_names: bool = False) -> None:
+        self._directory = directory
+        self._partials = directory / PARTIAL_DIRECTORY
+        self._limits = limits
+        self._stamps = stamps
+        self._keep_names = keep_names
+        self._lock = threading.Lock()
+        self._open: set[PartialFile] = set()
+
+    @property
+    def max_bytes(self) -> int:
+        """The cap of all files together."""
+        return self._limits.received_bytes
+
+    def open(self, now: float) -> None:
+        """Makes the directory where it is missing, removes abandoned unfinished files. Raises `OSError`."""
+        private_directory(self._directory)
+        if not self._partials.exists():
+            return
+        for path in self._partials.iterdir():
+            if path.stat().st_mtime < now - ABANDONED_SECONDS:
+                path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Removes the directory of unfinished files when there are none."""
+        with contextlib.suppress(OSError):
+            self._partials.rmdir()
+
+    def begin(self, size: int, transfer_id: bytes = b"") -> PartialFile:
+        """An unfinished file for `size` bytes: the one of an earlier attempt with this id, if nobody has it open.
+
+        Raises:
+            BusyError: there is no room for it under the caps.
+            OSError: it cannot be made.
+        """
+        if size > self._limits.file_bytes:
+            raise BusyError(f"file of {size} bytes is larger than the {self._limits.file_bytes} allowed here")
+        with self._lock:
+            self._remove_partials()
+            partial = self._open_partial(size, transfer_id)
+            missing = size - partial.position
+            used, files = self._used()
+            available = max(0, self._limits.received_bytes - used - sum(_missing(other) for other in self._open))
+            if missing <= available and files <= self._limits.received_files:
+                self._open.add(partial)
+                return partial
+        partial.close()
+        if missing <= available:
+            raise BusyError(f"{files} files are there already, {self._limits.received_files} are allowed")
+        raise BusyError(f"need {missing}, {available} of {self._limits.received_bytes} available")
+
+    def names(self, name: str) -> Iterator[Path]:
+        """The final paths a file of this name may have, in the order to try them."""
+        if not self._keep_names:
+            name = stamped_name(name, self._stamps.next())
+        return (self._directory / candidate for candidate in numbered_names(name))
+
+    def ended(self, partial: PartialFile) -> None:
+        """An unfinished file has been closed."""
+        with self._lock:
+            self._open.discard(partial)
+
+    def _open_partial(self, size: int, transfer_id: bytes) -> PartialFile:
+        private_directory(self._partials)
+        if transfer_id:
+            path = self._partials / transfer_id.hex()
+            file = _open_alone(path)
+            if file is not None:
+                return PartialFile(self, path, file, size, resumable=True)
+        # Another stream has it, or nobody may: this one gets a file of its own, from the start.
+        path = self._partials / f"{transfer_id.hex()}.{secrets.token_hex(8)}"
+        return PartialFile(self, path, _open(path), size, resumable=False)
+
+    def _used(self) -> tuple[int, int]:
+        """Bytes and number of the files that are there, unfinished ones too."""
+        sizes = [status.st_size for directory in (self._directory, self._partials) for _, status in _files(directory)]
+        return sum(sizes), len(sizes)
+
+    def _remove_partials(self) -> None:
+        """Makes room for one more unfinished file: the oldest go."""
+        if not self._partials.exists():
+            return
+        taken = {partial.path for partial in self._open}
+        found = sorted((status.st_mtime_ns, path) for path, status in _files(self._partials) if path not in taken)
+        for _, path in found[: max(0, len(found) + len(taken) - MAX_PARTIALS + 1)]:
+            path.unlink(missing_ok=True)
+
+
+def _missing(partial: PartialFile) -> int:
+    return partial.size - partial.position
+
+
+def _files(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_file(follow_symlinks=False):
+                    yield Path(entry.path), entry.stat(follow_symlinks=False)
+
+
+def _open_alone(path: Path) -> FileIO | None:
+    """The file at `path`, locked; None when somebody else has it."""
+    while True:
+        file = _open(path)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                return file
+            file.close()  # whoever had it has just given it its final name
+        except BlockingIOError:
+            file.close()
+            return None
+
+
+def _open(path: Path) -> FileIO:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    return open(os.open(path, flags, 0o600), "r+b", buffering=0)

@@ -1,0 +1,1 @@
+"""Tests of the data exchange: frames, stores, service and client."""
