@@ -1,0 +1,9 @@
+"""Secure channel (port 443): encryption and mutual authentication of applications over any stream (plugin, L11)."""
+
+from pilot.plugins.secure.authentication import ANY_NODE, Authentication, KeyLookup
+from pilot.plugins.secure.channel import SecureChannel
+from pilot.plugins.secure.handshake import PORT
+from pilot.plugins.secure.replay import ReplayCache
+from pilot.plugins.secure.service import SecureService
+
+__all__ = ["ANY_NODE", "PORT", "Authentication", "KeyLookup", "ReplayCache", "SecureChannel", "SecureService"]

@@ -1,0 +1,1 @@
+"""Tests of the secure channel (L11)."""
