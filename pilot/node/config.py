@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from pilot._fast.errors import InvalidValueError
 from pilot.protocol.endpoints import join_endpoint, split_endpoint_untrusted
 from pilot.protocol.names import hostname_untrusted
+from pilot.protocol.registry import MAX_NETWORK_ID
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,6 +60,9 @@ class NodeConfig:
     state_dir: str | os.PathLike[str] | None = _setting(  # noqa: RUF009 - a field() as the others
         None, "Directory of identity, trust and caches, used by one node at a time. None: a new identity in memory."
     )
+    join: str = _setting(
+        "", "Networks to join at the start if this node is not in them yet: numbers separated by commas."
+    )
     public: bool = _setting(False, "Whether strangers may find and reach this node.")
     email: str = _setting("", "Account e-mail address the registration carries. Empty: a stand-in made from the key.")
     relay_only: bool = _setting(False, "Hide this node's address: everything goes through the beacon.")
@@ -87,6 +91,7 @@ class NodeConfig:
         for beacon in self.beacon_list():
             parse_endpoint("beacon", beacon)
         parse_listen(self.listen)
+        self.join_list()
         if self.endpoint:
             parse_endpoint("endpoint", self.endpoint)
         if self.hostname:
@@ -116,6 +121,15 @@ class NodeConfig:
             host, port = parse_endpoint("registry", self.registry)
             return [join_endpoint(host, port + 1)] if port < 65535 else []
         return [part.strip() for part in self.beacon.split(",")]
+
+    def join_list(self) -> list[int]:
+        """The numbers of the networks to join at the start."""
+        parts = [part.strip() for part in self.join.split(",") if part.strip()]
+        if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= MAX_NETWORK_ID for part in parts):
+            raise InvalidValueError(
+                f"join={self.join!r} cannot be used: write numbers in 1..{MAX_NETWORK_ID}, separated by commas"
+            )
+        return [int(part) for part in parts]
 
     @classmethod
     def load(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from pilot.coreapi import Service
     from pilot.node.directory import Directory
+    from pilot.node.networks import Memberships
 
 __all__ = ["Facilities"]
 
@@ -27,6 +28,8 @@ class Facilities:
     """The node's private directory, for the plugins' files; None: nothing is kept."""
     registry: Directory
     """The registry's calls: mailbox, trust reports, records of nodes."""
+    networks: Memberships
+    """The networks the node is in: members, tags, policies."""
     service: Callable[[str], Service]
     """Another service of the node by name, once it has started; raises what `ServiceRegistry.service` raises."""
     add_trust_source: Callable[[Callable[[int], bool]], None]

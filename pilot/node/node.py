@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pilot.node.directory import Directory
     from pilot.node.identity import LocalIdentity
     from pilot.node.listener import Listener
+    from pilot.node.networks import Memberships
     from pilot.node.services import ServiceSource
     from pilot.node.stream import Stream
     from pilot.node.streams import NodeStreams, Target
@@ -198,6 +199,11 @@ class Node:
         """
         return self._running().events
 
+    @property
+    def services(self) -> list[Service]:
+        """The plugins in the order of their start. Raises `ClosedError` while the node does not run."""
+        return self._running().services.registry.all()
+
     def service(self, name: str) -> Service:
         """A plugin of this node by its name, started.
 
@@ -250,6 +256,29 @@ class Node:
             ClosedError: the node does not run.
         """
         return await self._called().directory.rotate_key()
+
+    # ------------------------------------------------------------------------------------------- networks
+
+    @property
+    def networks(self) -> Memberships:
+        """The networks this node is in, with tags, members and policies. Raises `ClosedError` while it does not run."""
+        return self._running().networks
+
+    async def join_network(self, network_id: int, token: str = "") -> Addr:
+        """Joins a network that is open, or protected by `token`; returns this node's address there.
+
+        Being in it already is fine. Cancelled, or when the registry's answer is lost, it may have been joined.
+
+        Raises:
+            RegistryError: the registry cannot be asked, or refuses: no such network, a wrong token, by invitation only.
+            InvalidValueError: it is no network id.
+            ClosedError, BusyError: the node does not run, or belongs to another loop or thread.
+        """
+        return await self._called().networks.join(network_id, token)
+
+    async def leave_network(self, network_id: int) -> None:
+        """Ends this node's membership in a network; not being in it is fine. Raises what `join_network` raises."""
+        await self._called().networks.leave(network_id)
 
     # ------------------------------------------------------------------------------- streams and datagrams
 

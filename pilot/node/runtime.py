@@ -26,11 +26,17 @@ from pilot.node.facilities import Facilities
 from pilot.node.home import Home
 from pilot.node.identity import IDENTITY_NAME, LocalIdentity
 from pilot.node.listener import serving
+from pilot.node.network_file import NetworkFile
+from pilot.node.networks import Memberships
+from pilot.node.policy import PolicyGate
+from pilot.node.receive_watch import TICK_SECONDS, Received, ReceiveWatch
 from pilot.node.scheduler import Scheduler
 from pilot.node.services import NodeServices
 from pilot.node.state import StateDirectory
 from pilot.node.streams import NodeStreams
+from pilot.node.tags import NodeTags
 from pilot.node.tasks import Tasks
+from pilot.node.topics import STRANGER_TOPICS
 from pilot.node.trust import TrustGate
 from pilot.node.wiring import Hooks, literal_address
 from pilot.protocol.endpoints import join_endpoint
@@ -49,24 +55,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Runtime", "open_udp_port"]
 
-STRANGER_TOPICS: Final = (
-    "conn.accept_queue_full",
-    "conn.established",
-    "conn.fin",
-    "conn.rst",
-    "conn.syn_received",
-    "data.datagram",
-    "datagram.rejected",
-    "security.nonce_replay",
-    "security.src_spoofed",
-    "security.syn_rate_limited",
-    "syn.port_rejected",
-    "syn.rejected",
-    "tunnel.established",
-    "tunnel.peer_added",
-    "tunnel.relay_activated",
-)
-"""Topics a stranger can trigger: published at most 100 times a second each, the rest is only counted."""
 STOP_SECONDS: Final = 5.0
 """How long the streams have to end in order when the node stops; then they are reset."""
 DEREGISTER_SECONDS: Final = 1.0
@@ -75,6 +63,8 @@ BEACON_LIST_JITTER_SECONDS: Final = 10.0
 """The first time comes after a random part of this, so that a fleet does not ask in step (rendezvous.md 7.5)."""
 ADDRESS_SECONDS: Final = 1.0
 """How often the own source address is compared (wire.md 12.5)."""
+NETWORKS_SECONDS: Final = 2.0
+"""How long the start waits for the first answer about the own networks."""
 
 _log = logging.getLogger("pilot.node")
 
@@ -96,6 +86,8 @@ class Runtime:
     directory: Directory
     contacts: Contacts
     gate: TrustGate
+    networks: Memberships
+    policy: PolicyGate
     streams: NodeStreams
     services: NodeServices
 
@@ -126,7 +118,7 @@ class Runtime:
         self._stack = AsyncExitStack()
         self._tasks = Tasks(self._loop)
         self._scheduler = Scheduler(self._loop, clock)
-        self.events = EventBus(clock=clock)
+        self.events = EventBus(clock=clock, wall=wall)
         self.events.limit(*STRANGER_TOPICS)
         self._hooks = Hooks(self._tasks, clock, self.events)
         self._beacons: list[tuple[str, int]] = []
@@ -176,6 +168,11 @@ class Runtime:
         await self.directory.start()
         self._tasks.spawn(self._watch_beacons())
         self._tasks.spawn(self._watch_address())
+        self._tasks.spawn(self._watch_receiving())
+        self._tasks.spawn(self.networks.run())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(NETWORKS_SECONDS):
+                await self.networks.synced()
 
     def _open_state(self) -> None:
         self._state = state = self._stack.enter_context(StateDirectory(self.config.state_dir))
@@ -232,17 +229,41 @@ class Runtime:
         )
         datapath.mux.gate = self.gate
         datapath.mux.publish = self.events.publish
+        datapath.mux.wanted = self.events.wanted
+        self._compose_policies()
         hooks = self._hooks
         hooks.tunnel, hooks.contacts, hooks.directory, hooks.gate = tunnel, self.contacts, self.directory, self.gate
         self.home = Home(self._loop, self._forked)
         self._stack.callback(self.home.leave)
-        self.streams = NodeStreams(config, self.home, datapath, tunnel, self.contacts, self.directory, self.gate)
+        self.streams = NodeStreams(
+            config, self.home, datapath, tunnel, self.contacts, self.directory, self.gate, self.policy
+        )
+
+    def _compose_policies(self) -> None:
+        tags = NodeTags(self.directory.lookup, self._tasks.spawn, self.clock)
+        self.networks = Memberships(
+            self.directory,
+            tags,
+            NetworkFile(self._state, self._wall),
+            node_id=lambda: self.identity.node_id,
+            publish=self.events.publish,
+            changed=self._policies_changed,
+            random=self._random,
+            auto_join=self.config.join_list(),
+        )
+        self.policy = PolicyGate(self.networks, tags, self.events)
+        self._policies_changed()
+
+    def _policies_changed(self) -> None:
+        """The datapath asks the gate only while there is something to decide."""
+        self.datapath.mux.policy = self.policy if self.policy.needed else None
 
     async def _start_services(self) -> None:
         """Before the registration, so that nobody is refused by a service that is still starting (services.md 0.3)."""
         facilities = Facilities(
             state_dir=self._state.path,
             registry=self.directory,
+            networks=self.networks,
             service=lambda name: self.services.registry.service(name),
             add_trust_source=self._trust_sources.append,
             on_mailbox=self._hooks.mailbox.append,
@@ -253,6 +274,8 @@ class Runtime:
             random=self._random,
         )
         self.services = NodeServices(self._service_sources, facilities)
+        self.policy.manager = self.services.policies
+        self._policies_changed()
         deps = Deps(
             streams=self.streams,
             identity=self.identity,
@@ -300,6 +323,7 @@ class Runtime:
             hostname=config.hostname,
             owner=config.email or f"{self.identity.public_key[:6].hex()}@nodes.pilotprotocol.network",
             on_registered=self._registered,
+            publish=self.events.publish,
             wall=self._wall,
             jitter=self._random.random,
         )
@@ -311,10 +335,15 @@ class Runtime:
         again = self.events.node_id != 0
         self.events.node_id = node_id
         self.tunnel.registered(node_id, self.clock())
+        who = {"address": str(addr), "node_id": node_id}
         if again:
             self.events.publish("node.reregistered", {"address": str(addr)})
+            self.events.publish("agent.registered", {**who, "reregistered": True})
+            self.networks.sync_soon()
         else:
-            self.events.publish("node.registered", {"address": str(addr), "endpoint": self._endpoint()})
+            endpoint = self._endpoint()
+            self.events.publish("node.registered", {"address": str(addr), "endpoint": endpoint})
+            self.events.publish("agent.registered", {**who, "endpoint": endpoint})
 
     def _advertise(self) -> Advertisement:
         """Where this node says it is: the configured endpoint, else what the beacon sees, else the own address."""
@@ -376,6 +405,26 @@ class Runtime:
             await asyncio.sleep(ADDRESS_SECONDS)
             if self.datapath.beacon is not None:
                 self.tunnel.local_address(self._local_host(), self.clock())
+
+    async def _watch_receiving(self) -> None:
+        watch = ReceiveWatch(self._received, self._announce, self.events.publish, self.clock)
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            watch.tick()
+
+    def _received(self) -> Received:
+        counters = self.datapath.counters
+        frames = counters["frames_received"]
+        if isinstance(self.port, UdpPort):
+            datagrams = self.port.stats().datagrams_in
+        else:
+            datagrams = frames + counters["frames_rejected"] + counters["datagrams_ignored"]
+        return Received(frames, datagrams, counters["frames_sent"], self.streams.dial_timeouts)
+
+    def _announce(self, reason: str) -> None:
+        """Tells beacon and registry where this node is, as if it had just started."""
+        self.tunnel.discover(self.clock())
+        self.directory.reregister(f"nothing is received ({reason})")
 
     # ---------------------------------------------------------------------------------------------- stop
 

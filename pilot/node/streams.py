@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from pilot._fast.addr import Addr
-from pilot._fast.errors import ClosedError, InvalidValueError, PeerNotFoundError
+from pilot._fast.errors import ClosedError, InvalidValueError, PeerNotFoundError, RefusedError
 from pilot.node.datagrams import DatagramInbox, Datagrams
 from pilot.node.listener import Listener
 from pilot.node.stream import Stream
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pilot.node.config import NodeConfig
     from pilot.node.contacts import Contacts
     from pilot.node.home import Home
+    from pilot.node.policy import PolicyGate
     from pilot.node.trust import TrustGate
     from pilot.tunnel import Tunnel
 
@@ -43,6 +44,7 @@ class NodeStreams:
         contacts: Contacts,
         resolver: PeerResolver,
         gate: TrustGate,
+        policy: PolicyGate,
     ) -> None:
         self._config = config
         self._home = home
@@ -51,7 +53,10 @@ class NodeStreams:
         self._contacts = contacts
         self._resolver = resolver
         self._gate = gate
+        self._policy = policy
         self._closed = False
+        self.dial_timeouts = 0
+        """Dials in a row, up to now, that no peer answered."""
         self._listeners: set[Listener] = set()
         self._inboxes = Datagrams()
         datapath.mux.on_datagram = self._inboxes.deliver
@@ -81,7 +86,7 @@ class NodeStreams:
 
         Raises:
             PeerNotFoundError: the directory has no such node or does not show it to this one.
-            RefusedError: the peer answered that nobody listens there.
+            RefusedError: the peer answered that nobody listens there, or the policy of a network denies it.
             TimeoutError: the peer did not answer; the message says which step was waited for.
             PathError: no path to the peer works.
             RegistryError: the directory was needed and could not be asked.
@@ -96,7 +101,11 @@ class NodeStreams:
         try:
             async with asyncio.timeout(limit) as scope:
                 return await self._dial(dst, port, progress)
+        except RefusedError:
+            self.dial_timeouts = 0
+            raise
         except TimeoutError as error:
+            self.dial_timeouts += 1
             if not scope.expired():
                 raise
             raise TimeoutError(
@@ -105,6 +114,8 @@ class NodeStreams:
 
     async def _dial(self, dst: Target, port: int, progress: _Progress) -> Stream:
         progress.addr = addr = await self.find(dst)
+        if addr.node != self._datapath.own_node:
+            await self._policy.check_dial(addr, port)
         try:
             progress.peer = peer = await self.reach(addr.node)
         except PeerNotFoundError as error:
@@ -114,6 +125,7 @@ class NodeStreams:
         self._check()
         stream = Stream(self._datapath.mux.dial(peer, addr, port), self._home)
         await stream._until_open()
+        self.dial_timeouts = 0
         return stream
 
     async def reach(self, node: int) -> Peer:
@@ -160,6 +172,7 @@ class NodeStreams:
         been sent.
 
         Raises:
+            RefusedError: the policy of a network denies it.
             PeerNotFoundError, PathError, RegistryError, TimeoutError, ClosedError, BusyError: as `dial`.
             InvalidValueError: the port is out of range, or `data` is empty or too long for one datagram.
         """
@@ -169,6 +182,8 @@ class NodeStreams:
         try:
             async with asyncio.timeout(self._config.dial_timeout) as scope:
                 progress.addr = await self.find(dst)
+                if progress.addr.node != self._datapath.own_node:
+                    await self._policy.check_datagram(progress.addr, port, memoryview(data).nbytes)
                 peer = await self._contacts.reach(progress.addr.node)
         except TimeoutError:
             if not scope.expired():

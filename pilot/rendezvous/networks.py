@@ -245,6 +245,8 @@ def _shown_node(registry: Registry, request: Request, node: NodeRow) -> Fields:
     shown: Fields = {"public": node.public, "last_seen": rfc3339(registry.last_seen_unix(node.node_id))}
     if node.public:
         shown["real_addr"] = registry.beacon_address(request.caller) if node.relay_only else node.endpoint
+        if node.relay_only:
+            shown["relay_only"] = True
     if node.hostname:
         shown["hostname"] = node.hostname
     if node.tags:

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from pilot._fast.addr import Addr
 from pilot._fast.errors import InvalidValueError
 from pilot.node.directory import answers
-from pilot.node.directory.answers import Beacon, HandshakeRequest, HandshakeResponse, Mailbox
+from pilot.node.directory.answers import (
+    Beacon,
+    HandshakeRequest,
+    HandshakeResponse,
+    JoinedNetwork,
+    Mailbox,
+    Member,
+    NetworkLimits,
+)
 from pilot.protocol.registry import decode_body_untrusted
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "registry.json").read_text())
@@ -33,7 +41,10 @@ PARSERS: dict[str, Callable[[dict[str, Any]], object]] = {
     "resolve_hostname": answers.found_name_untrusted,
     "list_nodes": lambda answer: answers.members_untrusted(answer, 3),
     "list_networks": answers.networks_untrusted,
+    "list_nodes: tags": answers.network_members_untrusted,
     "join_network": lambda answer: answers.joined_untrusted(answer, Addr(3, 7)),
+    "get_network_policy": answers.network_limits_untrusted,
+    "get_expr_policy": answers.expr_policy_untrusted,
     "poll_handshakes": answers.mailbox_untrusted,
     "beacon_list": answers.beacons_untrusted,
     "check_trust": answers.trusted_untrusted,
@@ -75,7 +86,33 @@ def test_captured_answers_are_understood() -> None:
     assert {member.addr.network for member in members} == {1}
     assert answers.tags_answer_untrusted(CAPTURED["set_tags"]) == ("web", "api")
     assert answers.tags_answer_untrusted(CAPTURED["set_tags_clear"]) == ()
-    assert answers.joined_untrusted(CAPTURED["join_network_open"], Addr(1, 2)) == Addr(1, 2)
+    assert answers.joined_untrusted(CAPTURED["join_network_open"], Addr(1, 2)) == JoinedNetwork(Addr(1, 2))
+    tagged = answers.network_members_untrusted(CAPTURED["list_nodes"])
+    assert [member.node_id for member in tagged] == [member.node_id for member in members]
+
+
+def test_answers_about_networks() -> None:
+    entry = {"node_id": 5, "member_tags": ["a"], "tags": ["#b", "b"], "hostname": "bob"}
+    spoilt = {"node_id": 6, "member_tags": ["A B"], "tags": 7, "hostname": 8}
+    assert answers.network_members_untrusted({"nodes": [entry, spoilt, {"node_id": 0}]}) == [
+        Member(5, ("a",), ("b",), "bob"),
+        Member(6),
+    ]
+    limits = answers.network_limits_untrusted({"allowed_ports": [443, 80.0, 443], "max_members": 5, "description": "x"})
+    assert limits == NetworkLimits((80, 443), 5, "x")
+    assert answers.network_limits_untrusted({"allowed_ports": None}) == NetworkLimits()
+    policy = {"version": 1, "rules": [{"match": 'x == "ä"'}]}
+    for sent in (policy, json.dumps(policy, separators=(",", ":"), ensure_ascii=False)):
+        text = answers.expr_policy_untrusted({"expr_policy": sent})
+        assert text == '{"version":1,"rules":[{"match":"x == \\"ä\\""}]}'
+        joined = answers.joined_untrusted(
+            {"address": "3:0003.0000.0007", "expr_policy": sent, "rules": {"links": 5}}, Addr(3, 7)
+        )
+        assert joined == JoinedNetwork(Addr(3, 7), text, '{"links":5}')
+    for none in ({}, {"expr_policy": None}, {"expr_policy": ""}, {"expr_policy": " null "}):
+        assert answers.expr_policy_untrusted(none) == ""
+    [network] = answers.networks_untrusted({"networks": [{"id": 4, "name": "n", "rules": 7, "has_expr_policy": True}]})
+    assert (network.network_id, network.has_expr_policy, network.rules) == (4, True, "")
 
 
 # ------------------------------------------------------------------------------------------------- lies
@@ -115,6 +152,18 @@ LIES: dict[str, tuple[str, dict[str, Any]]] = {
     "list_networks: name as number": ("list_networks", {"networks": [{"id": 1, "name": 1}]}),
     "join_network: another node's address": ("join_network", {"address": "3:0003.0000.0008"}),
     "join_network: no address": ("join_network", {}),
+    "join_network: policy as list": ("join_network", {"address": "3:0003.0000.0007", "expr_policy": []}),
+    "get_network_policy: port 0": ("get_network_policy", {"allowed_ports": [0]}),
+    "get_network_policy: port 65536": ("get_network_policy", {"allowed_ports": [65536]}),
+    "get_network_policy: half a port": ("get_network_policy", {"allowed_ports": [80.5]}),
+    "get_network_policy: true as a port": ("get_network_policy", {"allowed_ports": [True]}),
+    "get_network_policy: infinite port": ("get_network_policy", {"allowed_ports": [float("inf")]}),
+    "get_network_policy: text": ("get_network_policy", {"allowed_ports": "80"}),
+    "get_network_policy: too many ports": ("get_network_policy", {"allowed_ports": [80] * 1025}),
+    "get_expr_policy: too long": ("get_expr_policy", {"expr_policy": "x" * (256 * 1024 + 1)}),
+    "get_expr_policy: no text": ("get_expr_policy", {"expr_policy": "\ud800"}),
+    "get_expr_policy: no text within": ("get_expr_policy", {"expr_policy": {"rules": "\ud800"}}),
+    "get_expr_policy: a number": ("get_expr_policy", {"expr_policy": 1}),
     "poll_handshakes: no list": ("poll_handshakes", {"requests": "none"}),
     "beacon_list: no objects": ("beacon_list", {"beacons": ["192.0.2.1:9001"]}),
     "set_tags: no list": ("set_tags", {"tags": "web"}),
@@ -130,7 +179,8 @@ def test_lies_are_refused(kind: str, answer: dict[str, Any]) -> None:
 FIELDS = [
     "node_id", "address", "observed_addr", "real_addr", "lan_addrs", "relay_only", "public_key", "public", "hostname",
     "tags", "networks", "version", "nodes", "id", "name", "join_rule", "requests", "responses", "from_node_id",
-    "accept", "justification", "timestamp", "beacons", "addr", "trusted",
+    "accept", "justification", "timestamp", "beacons", "addr", "trusted", "member_tags", "allowed_ports",
+    "max_members", "description", "expr_policy", "rules",
 ]  # fmt: skip
 
 json_values = st.recursive(

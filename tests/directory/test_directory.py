@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -13,7 +14,16 @@ import pytest
 from pilot._fast.addr import Addr
 from pilot._fast.errors import ClosedError, InvalidValueError, PeerNotFoundError, RegistryError
 from pilot.coreapi import PeerInfo
-from pilot.node.directory import Advertisement, Directory, DirectoryOptions, RegistryClient, RegistryRefusedError
+from pilot.node.directory import (
+    Advertisement,
+    Directory,
+    DirectoryOptions,
+    JoinedNetwork,
+    Member,
+    NetworkLimits,
+    RegistryClient,
+    RegistryRefusedError,
+)
 from pilot.node.identity import LocalIdentity
 from pilot.rendezvous import BeaconLimits, Limits, Rendezvous, RendezvousConfig
 from tests.directory.fake import QUICK
@@ -299,7 +309,8 @@ async def test_networks(make: Make, server: Rendezvous) -> None:
     assert {"backbone", "team"} <= {entry.name for entry in await alice.list_networks()}
     with pytest.raises(RegistryRefusedError, match="invalid token"):
         await alice.join_network(network, "wrong")
-    assert await alice.join_network(network, "secret") == Addr(network, 2)
+    assert await alice.join_network(network, "secret") == JoinedNetwork(Addr(network, 2))
+    assert (await alice.lookup(2)).networks == (0, network), "what was cached about itself is gone"
     members = {member.node_id: member for member in await alice.list_by_network(network)}
     assert set(members) == {1, 2}
     assert members[1].addr == Addr(network, 1)
@@ -312,6 +323,42 @@ async def test_networks(make: Make, server: Rendezvous) -> None:
     for call in (alice.list_by_network, alice.join_network, alice.leave_network):
         with pytest.raises(InvalidValueError, match="is no network id"):
             await call(65536)
+
+
+async def test_administering_a_network(make: Make, server: Rendezvous) -> None:
+    owner, member = await make(), await make()
+    create = {"type": "create_network", "node_id": 1, "name": "team", "join_rule": "open", "enterprise": True}
+    network = (await request(server, {**create, "admin_token": ADMIN}))["network_id"]
+    policy = '{"version":1,"rules":[{"name":"a","on":"dial","match":"true","actions":[{"type":"allow"}]}]}'
+    assert await member.expr_policy(network) == ""
+    await owner.set_expr_policy(network, policy)
+    assert json.loads(await member.expr_policy(network)) == json.loads(policy)
+    assert json.loads((await member.join_network(network)).expr_policy) == json.loads(policy)
+    with pytest.raises(RegistryRefusedError, match="requires one of"):
+        await member.set_expr_policy(network, "")
+    with pytest.raises(RegistryRefusedError, match="invalid admin token"):
+        await member.set_expr_policy(network, "", admin_token="wrong")
+    await member.set_expr_policy(network, "", admin_token=ADMIN)
+    assert await member.expr_policy(network) == ""
+    assert await owner.set_member_tags(network, 2, ["#red", "fast"]) == ("red", "fast")
+    assert await member.member_tags(network, 2) == ("red", "fast")
+    await member.set_tags(["web"])
+    assert await owner.list_members(network) == [Member(1), Member(2, ("red", "fast"), ("web",))]
+    limits = {"type": "set_network_policy", "network_id": network, "allowed_ports": [443, 80], "max_members": 2}
+    await request(server, {**limits, "admin_token": ADMIN})
+    assert await member.network_limits(network) == NetworkLimits((80, 443), 2)
+    with pytest.raises(RegistryRefusedError, match="not a member"):
+        await owner.member_tags(network, 99)
+    with pytest.raises(InvalidValueError):
+        await owner.set_member_tags(network, 2, ["A B"])
+
+
+async def test_relay_only_members_are_listed_as_such(make: Make, server: Rendezvous) -> None:
+    await make(public=True, where=Advertisement("127.0.0.1:5000", (), relay_only=True))
+    create = {"type": "create_network", "node_id": 1, "name": "team", "join_rule": "open"}
+    network = (await request(server, {**create, "admin_token": ADMIN}))["network_id"]
+    [member] = await (await make()).list_by_network(network)
+    assert (member.relay_only, member.endpoint) == (True, ("198.51.100.1", 9001))
 
 
 async def test_beacons_are_listed(make: Make) -> None:

@@ -36,6 +36,9 @@ ANSWERS: dict[str, Callable[[wire.Message], object]] = {
     "list_nodes": lambda answer: answers.members_untrusted(answer, 3),
     "list_networks": answers.networks_untrusted,
     "join_network": lambda answer: answers.joined_untrusted(answer, Addr(1, 2)),
+    "get_network_policy": answers.network_limits_untrusted,
+    "get_expr_policy": answers.expr_policy_untrusted,
+    "members": answers.network_members_untrusted,
     "poll_handshakes": answers.mailbox_untrusted,
     "beacon_list": answers.beacons_untrusted,
     "check_trust": answers.trusted_untrusted,
@@ -71,6 +74,9 @@ def originals(side: str) -> list[wire.Message]:
         ]  # fmt: skip
     else:
         found += [{"type": "check_trust_ok", "trusted": True}, {"type": "error", "error": "no\nway", "message": 7}]
+        found += [{"type": "get_network_policy_ok", "allowed_ports": [80, 443], "max_members": 9, "description": "x"}]
+        found += [{"type": "get_expr_policy_ok", "expr_policy": {"version": 1, "rules": [{}]}}]
+        found += [{"type": "members_ok", "nodes": [{"node_id": 2, "member_tags": ["a"], "tags": ["b"]}]}]
         found += [{"type": "list_networks_ok", "networks": [{"id": 1, "name": "open1", "join_rule": "open"}]}]
     return found
 

@@ -505,6 +505,7 @@ async def test_events_of_a_dial(start_node: StartNode) -> None:
         event = await anext(tunnels)
         assert (event.topic, event.node_id) == ("tunnel.established", alice.node_id)
         assert event.payload["authenticated"] is True
+        assert (await anext(streams)).topic == "conn.syn_received"
         event = await anext(streams)
         assert event.topic == "conn.established"
         assert event.payload["src_addr"] == str(alice.address)

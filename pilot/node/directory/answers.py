@@ -8,6 +8,7 @@ Source: reference rendezvous.md, sections 4 to 7.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -31,9 +32,12 @@ __all__ = [
     "Endpoint",
     "HandshakeRequest",
     "HandshakeResponse",
+    "JoinedNetwork",
     "Location",
     "Mailbox",
+    "Member",
     "NetworkInfo",
+    "NetworkLimits",
     "NodeRecord",
     "Registration",
 ]
@@ -46,6 +50,9 @@ MAX_LAN_ADDRS = 16
 MAX_NETWORKS_OF_NODE = 1024
 MAX_NETWORKS = 10_000
 MAX_MEMBERS = 20_000
+MAX_ALLOWED_PORTS = 1024
+MAX_DOCUMENT_BYTES = 256 * 1024
+"""Of a policy or the rules of a network; our own server takes 64 KiB."""
 MAX_MAILBOX = 256
 MAX_BEACONS = 64
 
@@ -121,6 +128,42 @@ class NetworkInfo:
     join_rule: str
     enterprise: bool = False
     has_expr_policy: bool = False
+    rules: str = ""
+    """The text of the rules of a managed network, empty for others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of a network, as `list_nodes` describes it; live or not."""
+
+    node_id: int
+    member_tags: tuple[str, ...] = ()
+    """What the network's administrators call it."""
+    node_tags: tuple[str, ...] = ()
+    """What it calls itself."""
+    hostname: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedNetwork:
+    """What the registry answered to `join_network`."""
+
+    addr: Addr
+    """This node's address in the network."""
+    expr_policy: str = ""
+    """The text of the network's expression policy, empty without one."""
+    rules: str = ""
+    """The text of the rules of a managed network, empty for others."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkLimits:
+    """The static policy of a network: `get_network_policy`."""
+
+    allowed_ports: tuple[int, ...] = ()
+    """The ports members may use, in ascending order; empty: all."""
+    max_members: int = 0
+    description: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,16 +244,47 @@ def networks_untrusted(answer: Message) -> tuple[NetworkInfo, ...]:
             join_rule=_text(entry, "join_rule"),
             enterprise=_flag(entry, "enterprise"),
             has_expr_policy=_flag(entry, "has_expr_policy"),
+            rules=_or_default(lambda value: _document({"rules": value}, "rules"), entry.get("rules"), ""),
         )
         for entry in _objects(answer, "networks", MAX_NETWORKS)
     )
 
 
-def joined_untrusted(answer: Message, addr: Addr) -> Addr:
+def network_members_untrusted(answer: Message) -> list[Member]:
+    """The answer to `list_nodes`, for who wants the tags; entries with a reserved node id are left out."""
+    return [
+        Member(
+            node_id,
+            member_tags=_or_default(tags_untrusted, entry.get("member_tags"), ()),
+            node_tags=_or_default(tags_untrusted, entry.get("tags"), ()),
+            hostname=_hostname(entry),
+        )
+        for entry in _objects(answer, "nodes", MAX_MEMBERS)
+        if (node_id := id_untrusted(entry.get("node_id"))) not in RESERVED_NODE_IDS
+    ]
+
+
+def joined_untrusted(answer: Message, addr: Addr) -> JoinedNetwork:
     """The answer to `join_network`, which must name `addr`, the node's address in that network."""
     if Addr.parse(_text(answer, "address")) != addr:
         raise InvalidValueError(f"it should have given the address {addr}")
-    return addr
+    return JoinedNetwork(addr, _document(answer, "expr_policy"), _document(answer, "rules"))
+
+
+def network_limits_untrusted(answer: Message) -> NetworkLimits:
+    """The answer to `get_network_policy`."""
+    ports = _list(answer, "allowed_ports", MAX_ALLOWED_PORTS)
+    limit = answer.get("max_members")
+    return NetworkLimits(
+        allowed_ports=tuple(sorted({_whole(port, "allowed_ports", 1, 0xFFFF) for port in ports})),
+        max_members=0 if limit is None else _whole(limit, "max_members", 0, 1 << 32),
+        description=_text(answer, "description"),
+    )
+
+
+def expr_policy_untrusted(answer: Message) -> str:
+    """The answer to `get_expr_policy`: the text of the policy, empty without one. What it says is not checked."""
+    return _document(answer, "expr_policy")
 
 
 def mailbox_untrusted(answer: Message) -> Mailbox:
@@ -234,7 +308,7 @@ def trusted_untrusted(answer: Message) -> bool:
 
 
 def tags_answer_untrusted(answer: Message) -> tuple[str, ...]:
-    """The answer to `set_tags`."""
+    """The answer to `set_tags`, and to `get_member_tags` and `set_member_tags` of one member."""
     return tags_untrusted(answer.get("tags"))
 
 
@@ -277,6 +351,29 @@ def _text(answer: Message, name: str) -> str:
     return value
 
 
+def _document(answer: Message, name: str) -> str:
+    """A JSON document, sent as text or as object, as text; "" where it is missing or null."""
+    value = answer.get(name)
+    if value is None:
+        return ""
+    try:
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False) if isinstance(value, dict) else value
+        usable = isinstance(text, str) and len(text.encode()) <= MAX_DOCUMENT_BYTES
+    except (UnicodeEncodeError, RecursionError):
+        usable = False
+    if not usable:
+        raise InvalidValueError(f"its {name!r} is no document of at most {MAX_DOCUMENT_BYTES} bytes")
+    return "" if text.strip() == "null" else text
+
+
+def _whole(value: object, name: str, lowest: int, highest: int) -> int:
+    """A whole number, which JSON may have made a float."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not lowest <= value <= highest or value != int(value):  # type: ignore[operator, call-overload]
+        raise InvalidValueError(f"its {name} is no whole number in {lowest}..{highest}")
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
 def _flag(answer: Message, name: str) -> bool:
     value = answer.get(name, False)
     if not isinstance(value, bool):
@@ -298,9 +395,7 @@ def _check_node(answer: Message, node_id: int) -> None:
 
 
 def _network_id(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_NETWORK_ID:
-        raise InvalidValueError("it holds something that is no network id")
-    return int(value)
+    return _whole(value, "network id", 0, MAX_NETWORK_ID)
 
 
 def _list(answer: Message, name: str, limit: int, *, cut: bool = False) -> list[Any]:

@@ -11,15 +11,13 @@ from typing import Any, TypeVar
 
 from pilot._fast.addr import Addr
 from pilot._fast.errors import InvalidValueError, PeerNotFoundError, RegistryError
-from pilot.coreapi import PeerInfo
 from pilot.node.directory import answers
-from pilot.node.directory.answers import Beacon, Location, Mailbox, NetworkInfo, NodeRecord
+from pilot.node.directory.answers import Beacon, Location, Mailbox, NodeRecord
 from pilot.node.directory.client import RegistryClient, RegistryRefusedError
 from pilot.node.identity import LocalIdentity
 from pilot.protocol.names import hostname_untrusted, tags_untrusted
 from pilot.protocol.registry import (
     MAX_JUSTIFICATION_BYTES,
-    MAX_NETWORK_ID,
     RESERVED_NODE_IDS,
     Message,
     challenge_text,
@@ -50,6 +48,10 @@ class RegistryCalls:
     def address(self) -> str:
         """The registry's address, as messages show it."""
         return self._client.address
+
+    def address_in(self, network_id: int) -> Addr:
+        """This node's address in a network. Raises `RegistryError` while it is not registered."""
+        return Addr(network_id, self._own_id())
 
     async def set_tags(self, tags: Iterable[str]) -> tuple[str, ...]:
         """Replaces this node's tags (at most 10 of 1-32 characters `a-z 0-9 -`); returns them as the registry has them.
@@ -111,47 +113,6 @@ class RegistryCalls:
     async def beacon_list(self) -> tuple[Beacon, ...]:
         """The beacons the registry knows, at most 64."""
         return await self._client.ask({"type": "beacon_list"}, answers.beacons_untrusted)
-
-    async def list_networks(self) -> tuple[NetworkInfo, ...]:
-        """All networks, the backbone among them."""
-        return await self._ask_proven("list_networks", answers.networks_untrusted)
-
-    async def list_by_network(self, network_id: int) -> list[PeerInfo]:
-        """The members of a network, as `coreapi.PeerResolver.list_by_network`.
-
-        Raises:
-            InvalidValueError: `network_id` is not in 0..65535.
-        """
-        _check_network(network_id)
-        return await self._ask_proven(
-            "list_nodes", lambda answer: answers.members_untrusted(answer, network_id), network_id=network_id
-        )
-
-    async def join_network(self, network_id: int, token: str = "") -> Addr:
-        """Makes this node a member of a network that is open, or protected by `token`; returns its address there.
-
-        Raises:
-            InvalidValueError: `network_id` is not in 0..65535.
-        """
-        _check_network(network_id)
-        node_id = self._own_id()
-        return await self._ask_signed(
-            "join_network",
-            lambda answer: answers.joined_untrusted(answer, Addr(network_id, node_id)),
-            node_id=node_id,
-            network_id=network_id,
-            token=token,
-            inviter_id=0,
-        )
-
-    async def leave_network(self, network_id: int) -> None:
-        """Ends this node's membership.
-
-        Raises:
-            InvalidValueError: `network_id` is not in 0..65535.
-        """
-        _check_network(network_id)
-        await self._ask_signed("leave_network", answers.nothing, node_id=self._own_id(), network_id=network_id)
 
     # ------------------------------------------------------------------------------ what a subclass caches
 
@@ -233,8 +194,3 @@ class RegistryCalls:
             raise InvalidValueError(f"{node_id!r} is no node id: it must be in 1..4294967293")
         if node_id in RESERVED_NODE_IDS:
             raise self._no_node(node_id)
-
-
-def _check_network(network_id: int) -> None:
-    if not 0 <= network_id <= MAX_NETWORK_ID:
-        raise InvalidValueError(f"{network_id!r} is no network id: it must be in 0..{MAX_NETWORK_ID}")

@@ -19,10 +19,10 @@ from pilot._fast.addr import Addr
 from pilot._fast.errors import PeerNotFoundError, RegistryError
 from pilot.coreapi import PeerInfo
 from pilot.node.directory import answers
-from pilot.node.directory.answers import Endpoint, Location, NodeRecord, Registration
+from pilot.node.directory.answers import Endpoint, JoinedNetwork, Location, NodeRecord, Registration
 from pilot.node.directory.cache import NEGATIVE_SECONDS, AnswerCache
-from pilot.node.directory.calls import RegistryCalls
 from pilot.node.directory.client import RegistryClient, RegistryRefusedError
+from pilot.node.directory.network_calls import NetworkCalls
 from pilot.node.directory.quiet import QuietLog
 from pilot.node.identity import LocalIdentity
 from pilot.protocol.names import hostname_untrusted
@@ -78,6 +78,8 @@ class DirectoryOptions:
     """Gives the ids of the nodes this one trusts, to be reported after each registration."""
     on_registered: Callable[[int, Addr], None] | None = None
     """Called with id and address after every registration, in the loop; the id may be another than before."""
+    publish: Callable[[str, dict[str, object]], object] | None = None
+    """Takes the events `agent.heartbeat`, `key.rotated` and `tunnel.host_resumed`."""
     wall: Callable[[], float] = time.time
     jitter: Callable[[], float] = random.random
 
@@ -86,7 +88,7 @@ class DirectoryOptions:
             hostname_untrusted(self.hostname)
 
 
-class Directory(RegistryCalls):
+class Directory(NetworkCalls):
     """The registry as one node sees it: a `coreapi.PeerResolver` that also keeps the node itself registered.
 
     ``async with Directory(client, identity, advertise) as directory`` registers and starts a task that sends heartbeats
@@ -107,9 +109,9 @@ class Directory(RegistryCalls):
         advertise: Callable[[], Advertisement],
         options: DirectoryOptions | None = None,
     ) -> None:
-        super().__init__(client, identity)
-        self._advertise = advertise
         self._options = options or DirectoryOptions()
+        super().__init__(client, identity, self._options.wall)
+        self._advertise = advertise
         self._public, self._hostname = self._options.public, self._options.hostname
         self._registration: Registration | None = None
         self._active = False
@@ -274,7 +276,7 @@ class Directory(RegistryCalls):
                 await self._ask_signed(
                     "rotate_key", answers.nothing, node_id=node_id, new_public_key=public_key_text(new_key)
                 )
-                self._identity.commit_rotation()
+                self._commit_rotation(node_id)
             except RegistryRefusedError:
                 # It may have refused the repeat of a request that it had carried out: the key it has tells.
                 with contextlib.suppress(RegistryError):
@@ -365,6 +367,17 @@ class Directory(RegistryCalls):
         """As the plain call; what is cached about the peer is dropped."""
         await super().revoke_trust(peer_id)
         self._forget(peer_id)
+
+    async def join_network(self, network_id: int, token: str = "") -> JoinedNetwork:
+        """As the plain call; what is cached about this node is dropped."""
+        joined = await super().join_network(network_id, token)
+        self._forget(joined.addr.node)
+        return joined
+
+    async def leave_network(self, network_id: int) -> None:
+        """As the plain call; what is cached about this node is dropped."""
+        await super().leave_network(network_id)
+        self._forget(self._own_id())
 
     # --------------------------------------------------------------------------------------- registration
 
@@ -473,10 +486,18 @@ class Directory(RegistryCalls):
         except RegistryRefusedError:
             return  # it does not know the node (any more): registering with the present key may tell
         if record.public_key == rotation.public_key:
-            self._identity.commit_rotation()
+            self._commit_rotation(rotation.node_id)
             _log.warning("registry %s had taken the new key of node %d; using it", self.address, rotation.node_id)
         elif record.public_key == self._identity.public_key:
             self._identity.abandon_rotation()
+
+    def _commit_rotation(self, node_id: int) -> None:
+        self._identity.commit_rotation()
+        self._publish("key.rotated", node_id=node_id, public_key=public_key_text(self._identity.public_key))
+
+    def _publish(self, topic: str, **payload: object) -> None:
+        if self._options.publish is not None:
+            self._options.publish(topic, payload)
 
     # ----------------------------------------------------------------------------------------- background
 
@@ -526,6 +547,7 @@ class Directory(RegistryCalls):
             return
         self._missed = 0
         self._pause = FIRST_PAUSE
+        self._publish("agent.heartbeat", address=str(self._identity.address), node_id=self._identity.node_id)
         if self._todo:
             async with self._changing:
                 await self._tell_rest()
@@ -533,6 +555,7 @@ class Directory(RegistryCalls):
     def _check_clocks(self) -> None:
         drift = self._options.wall() - asyncio.get_running_loop().time()
         if self._drift is not None and drift - self._drift > SUSPEND_SECONDS:
+            self._publish("tunnel.host_resumed", gap_seconds=int(drift - self._drift))
             self.reregister("the machine was suspended, or its clock was set")
         self._drift = drift
 
