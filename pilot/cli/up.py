@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable  # evaluated: a command's signature is its options
 from typing import TYPE_CHECKING, Final
 
 import typer
@@ -14,7 +15,9 @@ from rich.text import Text
 
 from pilot.cli.options import JSON_OPTION, with_node
 from pilot.cli.output import Result, execute, forever, stderr
+from pilot.cli.services import with_services
 from pilot.node import Node, NodeConfig
+from pilot.node.services import ServiceSource
 from pilot.protocol.endpoints import join_endpoint
 
 if TYPE_CHECKING:
@@ -28,13 +31,14 @@ REFRESH_SECONDS: Final = 1.0
 
 
 @with_node()
-def up(config: NodeConfig, as_json: JSON_OPTION = False) -> None:
-    """Run a node until it is interrupted. With --json the object is printed when it is ready."""
-    execute(_up(config, as_json), as_json=as_json)
+@with_services
+def up(config: NodeConfig, services: Callable[[], list[ServiceSource]], as_json: JSON_OPTION = False) -> None:
+    """Run a node with its plugins until it is interrupted. With --json the object is printed when it is ready."""
+    execute(_up(config, services, as_json), as_json=as_json)
 
 
-async def _up(config: NodeConfig, as_json: bool) -> None:
-    async with Node(config) as node:
+async def _up(config: NodeConfig, services: Callable[[], list[ServiceSource]], as_json: bool) -> None:
+    async with Node(config, services=services()) as node:
         ready = _ready(node)
         if as_json:
             typer.echo(json.dumps(ready))
@@ -55,6 +59,7 @@ def _ready(node: Node) -> Result:
         "public_key": node.identity.public_key.hex(),
         "endpoint": join_endpoint(*node.endpoint),
         "registry": node.resolver.address,
+        "services": [service.name for service in node.services],
         "unconfirmed": sorted(node.resolver.unconfirmed),
     }
 

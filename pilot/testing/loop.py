@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 __all__ = ["StuckError", "VirtualLoop", "run"]
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 Connect = Callable[[asyncio.BaseProtocol, str, int], asyncio.Transport]
 
@@ -46,8 +47,9 @@ class _Jump:
 class VirtualLoop(asyncio.BaseEventLoop):
     """Runs callbacks, timers and tasks as asyncio does, in one thread, without a file descriptor and without waiting.
 
-    `connect(protocol, host, port)` answers `create_connection`; without it every connection is refused. Sockets, files,
-    subprocesses and other threads are out of reach. Whatever runs on it is as reproducible as itself.
+    `connect(protocol, host, port)` answers `create_connection`; without it every connection is refused. Sockets,
+    subprocesses and other threads are out of reach; `asyncio.to_thread` calls at once. Whatever runs on it is as
+    reproducible as itself.
     """
 
     _scheduled: list[asyncio.TimerHandle]
@@ -65,6 +67,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _advance(self) -> None:
         self._now = max(self._now, self._scheduled[0].when())
+
+    def run_in_executor(self, executor: Any, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
+        """Calls `func` at once, in this thread: blocking work takes no virtual time, and happens in a fixed order."""
+        future: asyncio.Future[T] = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
     def _process_events(self, event_list: list[Any]) -> None:
         """There are no file descriptors."""
