@@ -23,13 +23,20 @@ class Grant:
     """A reason to trust."""
 
     reason: str
-    """As `trust.changed` names it."""
+    """As `handshake.auto_approved` names it."""
     mutual: bool = False
     network: int = 0
     agent: str = ""
     """The name on the list of trusted agents."""
     announced: bool = True
     """Whether `handshake.auto_approved` is published."""
+    suffix: str = ""
+    """What `trust.changed` adds to the reason."""
+
+    @property
+    def changed_reason(self) -> str:
+        """The reason as `trust.changed` names it."""
+        return self.reason + self.suffix
 
 
 class Grants:
@@ -62,8 +69,8 @@ class Grants:
         if shared:
             return self._if_room(Grant("same_network", network=min(shared), announced=False))
         if agent := self._agent(node_id, b""):
-            return self._if_room(Grant("trusted_agent_relayed", agent=agent.name, announced=False))
-        return self._if_room(Grant("auto_approve_relayed", announced=False)) if self._auto_approve else None
+            return self._if_room(Grant("trusted_agent", agent=agent.name, suffix="_relayed"))
+        return self._if_room(Grant("auto_approve", suffix="_relayed")) if self._auto_approve else None
 
     def _agent(self, node_id: int, key: bytes) -> TrustMatch:
         if self._agents is None:

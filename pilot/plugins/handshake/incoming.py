@@ -157,7 +157,8 @@ class Incoming:
     async def relayed_response(self, response: RelayedResponse) -> None:
         """An answer out of the mailbox; an approval counts only for a node that was asked, and not after a revocation.
 
-        The approver's own calls have made the pair known.
+        The approver's own calls have made the pair known; the report here is for a registry's client that remembers
+        having been refused, and comes first so that whoever waits for trust can dial at once.
         """
         node = response.from_node_id
         if not response.accept:
@@ -167,6 +168,7 @@ class Incoming:
             self._log.debug("an approval of node %d is dropped: it was not asked", node)
             return
         record = await find_record(self._registry, node)
+        await self._outbound.report(node)
         if self._awaits(node):
             self._ledger.trust(node, (record.public_key if record is not None else None) or b"", mutual=True)
             self._settled(node)

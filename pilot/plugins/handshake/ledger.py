@@ -53,7 +53,7 @@ class Ledger:
         payload = {"peer_node_id": node_id, "reason": grant.reason, **({"agent": grant.agent} if grant.agent else {})}
         if grant.announced:
             self._events.publish("handshake.auto_approved", payload)
-        self._events.publish("trust.changed", {**payload, "state": "granted"})
+        self._events.publish("trust.changed", {**payload, "state": "granted", "reason": grant.changed_reason})
 
     def approve(self, request: PendingRequest, public_key: bytes) -> None:
         """The user's yes."""
@@ -116,12 +116,11 @@ class Ledger:
         return True
 
     def reject(self, node_id: int, reason: str) -> bool:
-        """The user's no; whether the node had asked."""
-        if self.book.pending.pop(node_id, None) is None:
-            return False
+        """The user's no, published in any case; whether the node had asked."""
+        had_asked = self.book.pending.pop(node_id, None) is not None
         self._file.changed()
         self._events.publish("handshake.rejected", {"peer_node_id": node_id, "reason": reason})
-        return True
+        return had_asked
 
     def asked(self, node_id: int) -> None:
         """This node asks `node_id`, whatever it did before."""

@@ -166,15 +166,16 @@ class Life:
     # ----------------------------------------------------------------------------------------- mailbox
 
     async def _poll(self) -> None:
+        """Answers come first: whoever refuses this node and then asks it has not both agreed with it."""
         if self.deps.identity.node_id == 0:
             return
         mailbox = await self._registry.poll_handshakes()
-        for request in mailbox.requests:
-            with recover_plugin(NAME, "relayed request", self.deps.events):
-                await self._incoming.relayed_request(request)
         for response in mailbox.responses:
             with recover_plugin(NAME, "relayed response", self.deps.events):
                 await self._incoming.relayed_response(response)
+        for request in mailbox.requests:
+            with recover_plugin(NAME, "relayed request", self.deps.events):
+                await self._incoming.relayed_request(request)
 
     # ------------------------------------------------------------------------------------------- upkeep
 

@@ -11,6 +11,8 @@ from pilot.coreapi import PeerNotFoundError, PilotError
 from pilot.plugins.handshake import HandshakeService, RequestOutcome
 from pilot.testing import NatType, simulate
 
+TOPICS = ("handshake.auto_approved", "trust.changed")
+
 
 def machine(world, name, *, auto_approve=False, **settings):
     service = partial(HandshakeService.for_node, auto_approve=auto_approve)
@@ -143,13 +145,17 @@ def test_a_node_that_approves_everybody(public: bool) -> None:
         bob = machine(world, "bob", public=public, auto_approve=True)
         await alice.start()
         await bob.start()
-        with bob.node.events.subscribe("*trust*") as events:
+        with bob.node.events.subscribe("*") as events:
             await trust(alice).request(bob.node.node_id)
             assert await trust(alice).wait_for_trust(bob.node.node_id, 100)
             await until(lambda: trust(bob).trusted())
-            (event,) = [event for event in events.get_all() if event.topic == "trust.changed"]
+            told = [(event.topic, event.payload) for event in events.get_all() if event.topic in TOPICS]
+        peer = {"peer_node_id": alice.node.node_id}
         reason = "auto_approve" if public else "auto_approve_relayed"
-        assert event.payload == {"peer_node_id": alice.node.node_id, "state": "granted", "reason": reason}
+        assert told == [
+            ("handshake.auto_approved", {**peer, "reason": "auto_approve"}),
+            ("trust.changed", {**peer, "state": "granted", "reason": reason}),
+        ]
         assert not trust(bob).trusted()[0].mutual
 
     simulate(5, scenario)
