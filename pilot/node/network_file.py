@@ -53,8 +53,8 @@ class NetworkFile:
         try:
             saved = self._state.read_json(FILE_NAME)
         except InvalidValueError as error:
-            _log.warning("%s: it is made anew from the registry", error)
-            saved = None
+            _log.warning("%s (or leave it: it is made anew from the registry's answers)", error)
+            saved = ""
         self._exists = saved is not None
         if not isinstance(saved, dict):
             return {}

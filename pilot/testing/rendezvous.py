@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import Any, Final
 
-from pilot._fast.errors import InvalidValueError
+from pilot._fast.errors import InvalidValueError, RegistryError
 from pilot.protocol.registry import HEADER_BYTES, decode_body_untrusted, encode_frame, frame_length_untrusted
 from pilot.rendezvous.beacon import Beacon
 from pilot.rendezvous.config import BeaconLimits, Limits, RendezvousConfig
@@ -24,6 +24,7 @@ Address = tuple[str, int]
 BEACON_PORT: Final = 9001
 FIRST_DOOR: Final = 10_000
 SWEEP_SECONDS: Final = 10.0
+ADMIN_TOKEN: Final = "admin"
 
 
 class VirtualRendezvous:
@@ -37,6 +38,7 @@ class VirtualRendezvous:
         self.host = network.host()
         self.is_down = False
         config = RendezvousConfig(
+            admin_token=ADMIN_TOKEN,
             limits=Limits.relaxed(),
             beacon_limits=BeaconLimits.relaxed(),
             clock=self.host.clock,
@@ -44,7 +46,9 @@ class VirtualRendezvous:
         )
         self.config = config
         # The journal is never flushed: the store only has to be of the right type.
-        self.registry = Registry(config, State(Journal(SqliteStore(config.store))))
+        state = State(Journal(SqliteStore(config.store)))
+        state.load((), self.host.clock(), int(self.host.wall()))
+        self.registry = Registry(config, state)
         self.registry.beacon_port = BEACON_PORT
         self._doors = 0
         self._callers: dict[int, Host] = {}
@@ -56,6 +60,18 @@ class VirtualRendezvous:
     def beacon_address(self) -> str:
         """`host:port` of the beacon."""
         return f"{self.host.address}:{BEACON_PORT}"
+
+    def administer(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """An administrator's request, `create_network` say, answered at once.
+
+        Raises:
+            RegistryError: the registry refuses.
+        """
+        request = {"type": kind, "admin_token": ADMIN_TOKEN, **fields}
+        answer = handle(self.registry, request, Caller(self.host.address, 0, self.host.address))
+        if "error" in answer:
+            raise RegistryError(answer["error"])
+        return answer
 
     def open_door(self, caller: Host) -> int:
         """A new registry port for the nodes of `caller`."""
