@@ -67,9 +67,8 @@ class NodeTags:
             RegistryError: the registry was needed and could not be asked.
             ClosedError: the node has stopped.
         """
-        known = self.get(node_id)
-        if known is not None:
-            return known
+        if node_id in self._known:
+            return self.get(node_id) or ()
         try:
             tags = (await self._lookup(node_id)).tags
         except PeerNotFoundError:
