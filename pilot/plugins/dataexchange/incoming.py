@@ -26,7 +26,7 @@ __all__ = ["IncomingFile"]
 
 EARLY_BYTES: Final = 768 * 1024
 """Bytes kept of chunks that came before their turn."""
-QUEUED_BYTES: Final = 4 << 20
+QUEUED_BYTES: Final = 8 << 20
 """Bytes that wait for the disk before the next chunk is read from the stream."""
 
 Send = Callable[[bytes], Awaitable[None]]

@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import os
 import secrets
 import threading
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +21,7 @@ from pilot.plugins._files import private_directory
 from pilot.plugins.dataexchange.naming import numbered_names, stamped_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Sequence
     from io import FileIO
 
     from typing_extensions import Buffer
@@ -34,6 +36,8 @@ ABANDONED_SECONDS: Final = 7 * 86400.0
 """An unfinished file nobody has gone on with for so long is removed at the next start."""
 MAX_PARTIALS: Final = 256
 """Unfinished files kept; strangers make them."""
+MAX_PIECES: Final = 64
+"""Written with one call; a system takes some 1024."""
 HASH_BLOCK: Final = 1 << 20
 
 
@@ -55,17 +59,23 @@ class PartialFile:
             self.position = 0
         file.seek(self.position)
 
-    def append(self, pieces: Iterable[Buffer]) -> None:
+    def append(self, pieces: Sequence[Buffer]) -> None:
         """Writes `pieces` behind what is there. Raises `OSError`; `position` then says how much was written."""
-        for piece in pieces:
-            view = memoryview(piece)
-            written = 0
-            while written < len(view):
-                written += self._file.write(view[written:])
-            if self._hashed == self.position:  # a resumed file is hashed at the end: the sender waits for its go-ahead
-                self._hash.update(view)
-                self._hashed += len(view)
-            self.position += len(view)
+        # A resumed file is hashed at its end: now the sender waits for its go-ahead.
+        hashing = self._hashed == self.position
+        left = deque(memoryview(piece) for piece in pieces)
+        while left:
+            # Few calls: after each the thread has to get the interpreter back from a busy event loop.
+            written = os.writev(self._file.fileno(), list(itertools.islice(left, MAX_PIECES)))
+            self.position += written
+            while left and written >= len(left[0]):
+                written -= len(left.popleft())
+            if written:
+                left[0] = left[0][written:]
+        if hashing:
+            for piece in pieces:
+                self._hash.update(piece)
+            self._hashed = self.position
 
     def digest(self) -> bytes:
         """The SHA-256 of everything that is there."""

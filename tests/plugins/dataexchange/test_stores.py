@@ -1,0 +1,232 @@
+"""Inbox and received directory: caps, eviction, resuming, who has an unfinished file, modes."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pilot.coreapi import Addr, BusyError, InvalidValueError
+from pilot.plugins.dataexchange.frames import Tags
+from pilot.plugins.dataexchange.model import Limits, Message
+from pilot.plugins.dataexchange.naming import Stamps
+from pilot.plugins.dataexchange.received import ABANDONED_SECONDS, MAX_PARTIALS, Received
+from pilot.plugins.dataexchange.store import Inbox, message_json, rfc3339
+
+Make = Callable[..., Received]
+
+ID = b"i" * 16
+TIMES = itertools.count(1_790_000_000.125)
+
+
+def message(data: bytes, kind: str = "TEXT") -> Message:
+    return Message(kind, data, Addr(0, 1), 1_790_000_000.25, Tags(), None)
+
+
+def inbox(directory: Path, **limits: int) -> Inbox:
+    made = Inbox(directory / "inbox", Limits(**limits), Stamps(lambda: next(TIMES)))
+    made.open()
+    return made
+
+
+@pytest.fixture
+def received() -> Iterator[Callable[..., Received]]:
+    """`received(tmp_path, ...)`: a store; what a test leaves open is closed after it."""
+    stores = []
+
+    def make(directory: Path, *, keep_names: bool = True, **limits: int) -> Received:
+        made = Received(directory / "received", Limits(**limits), Stamps(lambda: 0.0), keep_names=keep_names)
+        made.open(1e9)
+        stores.append(made)
+        return made
+
+    yield make
+    for store in stores:
+        for partial in list(store._open):
+            partial.close()
+
+
+# ---- inbox ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_message_is_a_private_file(tmp_path: Path) -> None:
+    path = inbox(tmp_path).save(message(b"hi"))
+    assert path.name.startswith("TEXT-2026")
+    assert path.name.endswith(".125-000001.json")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert json.loads(path.read_bytes())["received_at"] == "2026-09-21T14:13:20.25Z"
+
+
+def test_escapes_and_encodings() -> None:
+    made = message_json(message("<a>&\u2028\u2029ä\0".encode()))
+    assert b"<a>&" not in made
+    assert b"\\u003ca\\u003e\\u0026\\u2028\\u2029" in made
+    assert "ä".encode() in made
+    assert b'"data_b64":"YQ=="' in message_json(message(b"a"), base64_only=True)
+    assert b'"data_b64":"YQ=="' in message_json(message(b"a", "BINARY"))
+    assert b'"data_encoding":"base64"' in message_json(message(b"\xff"))
+
+
+def test_times() -> None:
+    assert [rfc3339(t) for t in (0.0, 1.5)] == ["1970-01-01T00:00:00Z", "1970-01-01T00:00:01.5Z"]
+
+
+def test_the_oldest_make_room_in_bytes(tmp_path: Path) -> None:
+    size = len(message_json(message(b"x" * 1000)))
+    store = inbox(tmp_path, inbox_bytes=10 * size)
+    paths = [store.save(message(b"x" * 1000)) for _ in range(11)]
+    # Beyond the cap it is emptied to nine tenths, the new one included.
+    assert [path.exists() for path in paths] == [False, False, *[True] * 9]
+    with pytest.raises(BusyError, match="inbox byte budget exceeded"):
+        store.save(message(b"x" * 1000 * 11))
+    assert paths[-1].exists()
+
+
+def test_the_oldest_make_room_in_number(tmp_path: Path) -> None:
+    store = inbox(tmp_path, inbox_files=3)
+    paths = [store.save(message(b"x")) for _ in range(5)]
+    assert [path.exists() for path in paths] == [False, False, True, True, True]
+
+
+def test_what_is_there_and_what_is_taken_away_counts(tmp_path: Path) -> None:
+    first = inbox(tmp_path).save(message(b"old"))
+    os.utime(first, (1, 1))
+    store = inbox(tmp_path, inbox_files=2)
+    second, third = store.save(message(b"x")), store.save(message(b"x"))
+    assert (first.exists(), second.exists(), third.exists()) == (False, True, True)
+    second.unlink()
+    fourth = store.save(message(b"x"))
+    assert third.exists()
+    assert fourth.exists()
+
+
+def test_a_failed_write_is_not_counted(tmp_path: Path) -> None:
+    store = inbox(tmp_path, inbox_files=1)
+    store._directory = tmp_path / "gone"
+    with pytest.raises(FileNotFoundError):
+        store.save(message(b"x"))
+    assert store._sizes == {}
+    assert store._bytes == 0
+
+
+# ---- received -------------------------------------------------------------------------------------------------------
+
+
+def test_whole_file(tmp_path: Path, received: Make) -> None:
+    partial = received(tmp_path).begin(6, ID)
+    partial.append([b"ab", b"", memoryview(b"cdef")])
+    assert partial.digest() == hashlib.sha256(b"abcdef").digest()
+    path = partial.publish("x.txt")
+    assert path.name == "x.txt"
+    assert path.read_bytes() == b"abcdef"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_resume_and_digest_of_what_was_there(tmp_path: Path, received: Make) -> None:
+    store = received(tmp_path)
+    partial = store.begin(6, ID)
+    partial.append([b"abc"])
+    partial.close()
+    partial.close()
+    again = store.begin(6, ID)
+    assert again.position == 3
+    again.append([b"def"])
+    assert again.digest() == hashlib.sha256(b"abcdef").digest()
+    again.close()
+    assert store.begin(5, ID).position == 0  # longer than the file that is offered now
+
+
+def test_an_unfinished_file_has_one_user(tmp_path: Path, received: Make) -> None:
+    store = received(tmp_path)
+    first = store.begin(6, ID)
+    first.append([b"abc"])
+    second = store.begin(6, ID)
+    assert second.position == 0
+    second.append([b"xyz"])
+    second.close()
+    assert (first.position, os.listdir(tmp_path / "received" / ".partial")) == (3, [ID.hex()])
+
+
+def test_empty_attempts_leave_nothing(tmp_path: Path, received: Make) -> None:
+    store = received(tmp_path)
+    store.begin(6, ID).close()
+    assert os.listdir(tmp_path / "received" / ".partial") == []
+    store.close()
+    assert os.listdir(tmp_path / "received") == []
+
+
+def test_condemned_content_is_kept_aside(tmp_path: Path, received: Make) -> None:
+    store = received(tmp_path)
+    partial = store.begin(3, ID)
+    partial.append([b"abc"])
+    partial.condemn()
+    assert os.listdir(tmp_path / "received" / ".partial") == [f"{ID.hex()}.corrupt"]
+    assert store.begin(3, ID).position == 0
+
+
+def test_quota_counts_files_and_what_is_promised(tmp_path: Path, received: Make) -> None:
+    store = received(tmp_path, received_bytes=100)
+    (tmp_path / "received" / "there").write_bytes(bytes(30))
+    first = store.begin(50, ID)
+    with pytest.raises(BusyError, match="need 21, 20 of 100 available"):
+        store.begin(21)
+    first.append([bytes(50)])
+    store.begin(20).close()
+    first.close()
+    with pytest.raises(BusyError, match="need 21, 20 of 100 available"):
+        store.begin(21)
+    assert os.listdir(tmp_path / "received" / ".partial") == [ID.hex()]
+
+
+def test_caps_of_a_file_and_of_their_number(tmp_path: Path, received: Make) -> None:
+    with pytest.raises(BusyError, match="larger than the 10"):
+        received(tmp_path, file_bytes=10).begin(11)
+    store = received(tmp_path, received_files=1)
+    store.begin(0).publish("a")
+    with pytest.raises(BusyError, match="allowed"):
+        store.begin(0)
+
+
+def test_unfinished_files_are_few_and_not_for_ever(tmp_path: Path, received: Make) -> None:
+    store = received(tmp_path)
+    directory = tmp_path / "received" / ".partial"
+    for number in range(MAX_PARTIALS + 3):
+        partial = store.begin(2, number.to_bytes(16, "big"))
+        partial.append([b"x"])
+        partial.close()
+        os.utime(directory / number.to_bytes(16, "big").hex(), (number + 1, number + 1))
+    names = sorted(os.listdir(directory))
+    assert len(names) == MAX_PARTIALS
+    assert (3).to_bytes(16, "big").hex() in names
+    store.open(ABANDONED_SECONDS + MAX_PARTIALS + 2.5)
+    assert len(os.listdir(directory)) == 1
+
+
+def test_links_are_not_followed(tmp_path: Path, received: Make) -> None:
+    store = received(tmp_path)
+    store.begin(1, b"j" * 16).close()
+    (tmp_path / "received" / ".partial" / ID.hex()).symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError):
+        store.begin(1, ID)
+    assert not (tmp_path / "victim").exists()
+
+
+def test_names_are_never_replaced(tmp_path: Path, received: Make) -> None:
+    store = received(tmp_path)
+    assert [store.begin(0).publish("a.b").name for _ in range(3)] == ["a.b", "a (2).b", "a (3).b"]
+    stamped = received(tmp_path, keep_names=False)
+    assert stamped.begin(0).publish("a.b").name == "a-19700101-000000.000-000001.b"
+
+
+@pytest.mark.parametrize(
+    "limits", [{"frame_bytes": 1}, {"frame_bytes": 1 << 31}, {"inbox_files": 0}, {"memory_bytes": 9}]
+)
+def test_limits_that_cannot_be(limits: dict[str, int]) -> None:
+    with pytest.raises(InvalidValueError):
+        Limits(**limits)
