@@ -1,4 +1,4 @@
-"""What is fuzzed of the compiled core, and the table of all targets: `control` and `registry` hold the others."""
+"""What is fuzzed of the compiled core, and the table of all targets; `targets_plugins` and others hold the rest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pilot._fast.packet import PacketError
 from pilot._fast.seal import Session, Verdict
 from tests.core.scripted import ScriptedPeer, Talk, accepted, dialed
 from tests.core.virtual import Echo, Gate, Network, VirtualNode, connected
-from tests.fuzz import control, registry
+from tests.fuzz import control, registry, targets_plugins
 from tests.fuzz.driver import Target, chunks, joined
 from tests.reference import addr, frames, packet, sack
 from tests.reference.addr import Address
@@ -492,5 +492,6 @@ TARGETS = {
         Target("pair", "bytes in any portions through a live pair", run_pair, pair_seeds),
         *control.TARGETS,
         *registry.TARGETS,
+        *targets_plugins.TARGETS,
     )
 }
