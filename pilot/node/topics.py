@@ -25,7 +25,6 @@ STRANGER_TOPICS: Final = (
     "security.syn_rate_limited",
     "syn.port_rejected",
     "syn.rejected",
-    "tunnel.desync_salvage",
     "tunnel.established",
     "tunnel.path_recovered",
     "tunnel.path_suspect",

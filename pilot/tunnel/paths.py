@@ -185,9 +185,9 @@ class Paths:
 
     def path_changed(self, state: PeerState, reason: str, now: float) -> None:
         """The datapath moved the peer by itself."""
-        if reason == "relayed":
+        if reason in ("relayed", "blackhole"):
             self._core.hooks.publish("tunnel.relay_activated", {"peer_node_id": state.node})
-        elif reason == "blackhole":
+        if reason == "blackhole":
             self._exchange.restart_attempts(state)
             later = now + self._core.settings.call_over_seconds
             self._core.timers.set(("call over", state.node), later, lambda at: self._call_over(state, at))

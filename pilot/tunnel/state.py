@@ -219,6 +219,7 @@ class Core:
             return False
         if not peer.relay:
             peer.relay, peer.pinned, peer.direct_frames = True, pinned, 0
+            self.hooks.publish("tunnel.relay_activated", {"peer_node_id": peer.node})
         elif pinned:
             peer.pinned = True
         return True
