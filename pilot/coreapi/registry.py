@@ -171,6 +171,9 @@ class ServiceRegistry:
         try:
             await _joined(starting)
         except BaseException as error:
+            if _succeeded(starting):  # the caller was cancelled when the service had just become ready
+                await self._stop_logged(entry)
+                raise
             entry.scope = None
             await scope.close()
             if not isinstance(error, Exception):
@@ -235,6 +238,10 @@ async def _joined(task: asyncio.Task[None]) -> None:
     if task.cancelled():
         raise PilotError("its start was cancelled by itself")
     task.result()
+
+
+def _succeeded(task: asyncio.Task[None]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:

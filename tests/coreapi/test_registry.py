@@ -185,6 +185,22 @@ async def test_a_cancelled_start_cancels_the_service_that_is_starting() -> None:
         registry.service("slow")
 
 
+async def test_a_start_that_completes_as_its_caller_is_cancelled_is_stopped() -> None:
+    async def cancel() -> None:
+        starting.cancel()
+
+    service = Recorded("a", start=cancel)
+    registry = registry_of(service)
+    starting = asyncio.create_task(registry.start_all(deps()))
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert service.log == ["+a", "-a"]
+    with pytest.raises(ServiceNotReadyError):
+        registry.service("a")
+    with pytest.raises(ClosedError):
+        service.deps[0].events.subscribe("")
+
+
 async def test_every_stop_is_called_and_the_first_failure_raised() -> None:
     log: list[str] = []
     registry = registry_of(Recorded("a", 1, log, stop=fail), Recorded("b", 2, log), Recorded("c", 3, log, stop=fail))

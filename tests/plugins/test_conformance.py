@@ -1,0 +1,34 @@
+"""Name server, secure channel and webhook keep what `pilot.testing.coreapi` asks of every service."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pilot.coreapi import Service
+from pilot.plugins.nameserver import NameServerService
+from pilot.plugins.secure import SecureChannel, SecureService
+from pilot.plugins.webhook import WebhookService
+from pilot.testing.coreapi import SERVICE_CHECKS
+from tests.plugins.fakes import Network
+
+
+async def handle(channel: SecureChannel) -> None:
+    """Ends at once."""
+
+
+SERVICES: dict[str, Callable[[Path], Service]] = {
+    "nameserver": lambda path: NameServerService(state_dir=path),
+    "secure": lambda path: SecureService(handle),
+    "webhook": lambda path: WebhookService(url="http://127.0.0.1:9/", state_dir=path),
+    "idle webhook": lambda path: WebhookService(),
+}
+
+
+@pytest.mark.parametrize("check", SERVICE_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", SERVICES)
+async def test_services(name: str, check: Any, tmp_path: Path) -> None:
+    await check(lambda: SERVICES[name](tmp_path), Network().deps(1))
