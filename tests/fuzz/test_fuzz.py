@@ -40,6 +40,8 @@ RUNS = {
     "offer": 5000,
     "secure": 1000,
     "names": 1000,
+    "handshake": 300,
+    "agents": 1000,
 }
 
 REACHED_BY = {
@@ -59,6 +61,10 @@ REACHED_BY = {
     "pilot/node/directory/answers.py:tags_answer_untrusted": "answers",
     "pilot/node/directory/answers.py:trusted_untrusted": "answers",
     "pilot/node/directory/quiet.py:clip_untrusted": "answers",
+    "pilot/plugins/handshake/checks.py:check_untrusted": "handshake",
+    "pilot/plugins/handshake/life.py:_read_untrusted": "handshake",
+    "pilot/plugins/handshake/message.py:feed_untrusted": "handshake",
+    "pilot/plugins/handshake/message.py:parse_untrusted": "handshake",
     "pilot/plugins/nameserver/client.py:_read_untrusted": "names",
     "pilot/plugins/nameserver/lines.py:_address_untrusted": "names",
     "pilot/plugins/nameserver/lines.py:_name_answer_untrusted": "names",
@@ -75,6 +81,9 @@ REACHED_BY = {
     "pilot/plugins/secure/handshake.py:derive_untrusted": "secure",
     "pilot/plugins/secure/records.py:open_untrusted": "secure",
     "pilot/plugins/secure/records.py:record_length_untrusted": "secure",
+    "pilot/plugins/trustedagents/document.py:parse_untrusted": "agents",
+    "pilot/plugins/trustedagents/document.py:signed_bytes_untrusted": "agents",
+    "pilot/plugins/trustedagents/sources.py:_body_untrusted": "agents",
     "pilot/protocol/beacon.py:parse_discover_untrusted": "relay",
     "pilot/protocol/beacon.py:parse_endpoint_untrusted": "beacon",
     "pilot/protocol/beacon.py:parse_punch_request_untrusted": "relay",
