@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["TRY_SECONDS", "HttpPoster", "Poster", "check_url"]
 
 TRY_SECONDS: Final = 5.0
-"""For one request: resolving, connecting and the answer."""
+"""For one request: resolving, connecting and the head of the answer."""
 MAX_URL_CHARS: Final = 2048
 MAX_ANSWER_BYTES: Final = 65536
 """Of an answer's body, which is thrown away; a longer one costs the connection, not memory."""
+BODY_SECONDS: Final = 1.0
 USER_AGENT: Final = "pilot-webhook"
 
 
@@ -104,45 +105,46 @@ class HttpPoster:
     async def post(self, body: bytes, headers: Mapping[str, str]) -> int:
         """See `Poster.post`."""
         async with asyncio.timeout(TRY_SECONDS):
-            port = self._url.port or (443 if self._url.scheme == "https" else 80)
-            addresses = await allowed_addresses(self._host, port, self._lookup)
-            connecting = self._timeout(TRY_SECONDS, connect=TRY_SECONDS / len(addresses))
-            failure: Exception | None = None
-            for address in addresses:
-                try:
-                    return await self._post(address, body, headers, connecting)
-                except self._failures as error:
-                    failure = error
-                    if not isinstance(error, self._unreachable):
-                        break
-            raise ConnectionError(f"{type(failure).__name__}: {failure}") from failure
-
-    async def _post(self, address: str, body: bytes, headers: Mapping[str, str], timeout: httpx.Timeout) -> int:
-        request = self._client.build_request(
-            "POST",
-            self._url.copy_with(host=address),
-            content=body,
-            headers={"Host": self._url.netloc.decode("ascii"), "Content-Type": "application/json", **headers},
-            timeout=timeout,
-            extensions={} if _is_address(self._host) else {"sni_hostname": self._host},
-        )
-        response = await self._client.send(request, stream=True)
-        try:
-            await self._skip(response)
-        finally:
-            await response.aclose()
+            response = await self._answer(body, headers)
+        await self._skip(response)
         return response.status_code
 
+    async def _answer(self, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
+        """The head of the answer from the first address that takes a connection."""
+        port = self._url.port or (443 if self._url.scheme == "https" else 80)
+        addresses = await allowed_addresses(self._host, port, self._lookup)
+        timeout = self._timeout(TRY_SECONDS, connect=TRY_SECONDS / len(addresses))
+        failure: Exception | None = None
+        for address in addresses:
+            request = self._client.build_request(
+                "POST",
+                self._url.copy_with(host=address),
+                content=body,
+                headers={"Host": self._url.netloc.decode("ascii"), "Content-Type": "application/json", **headers},
+                timeout=timeout,
+                extensions={} if _is_address(self._host) else {"sni_hostname": self._host},
+            )
+            try:
+                return await self._client.send(request, stream=True)
+            except self._failures as error:
+                failure = error
+                if not isinstance(error, self._unreachable):
+                    break
+        raise ConnectionError(f"{type(failure).__name__}: {failure}") from failure
+
     async def _skip(self, response: httpx.Response) -> None:
-        """Reads the answer's body, so that the connection can be used again; the status counts without it."""
+        """Reads the answer's body, for a moment, so that the connection can be used again; the status is known."""
         size = 0
         try:
-            async for chunk in response.aiter_raw():
-                size += len(chunk)
-                if size > MAX_ANSWER_BYTES:
-                    return
-        except self._failures:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in response.aiter_raw():
+                    size += len(chunk)
+                    if size > MAX_ANSWER_BYTES:
+                        return
+        except (*self._failures, TimeoutError):
             return
+        finally:
+            await response.aclose()
 
     async def close(self) -> None:
         """Ends its connections."""
