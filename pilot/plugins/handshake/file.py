@@ -26,6 +26,8 @@ __all__ = ["TRUST_NAME", "TrustFile", "dump", "load"]
 
 TRUST_NAME: Final = "trust.json"
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
+PAUSE_SECONDS: Final = 0.1
+"""Between two writes: strangers' requests change the book, and each write waits for the disk."""
 THREAD_BYTES: Final = 8192
 """From here on writing is a thread's work."""
 MAX_NODE_ID: Final = 0xFFFFFFFD
@@ -172,6 +174,7 @@ class TrustFile:
         self._log = logger
         self._wanted = asyncio.Event()
         self._writing = asyncio.Lock()
+        self._failing = False
 
     async def load(self, now: float) -> TrustBook:
         """The book in the file; an empty one where there is no file, or none is kept.
@@ -204,9 +207,10 @@ class TrustFile:
         while True:
             await self._wanted.wait()
             await self.write(book)
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def write(self, book: TrustBook) -> None:
-        """Writes the book as it is now. That it cannot be written is logged; the next change tries again.
+        """Writes the book as it is now. That it cannot be written is logged once; the next change tries again.
 
         Cancelled, the file has the old or the new content.
         """
@@ -219,9 +223,11 @@ class TrustFile:
             try:
                 await self._write(self._path, data)
             except (OSError, InvalidValueError) as error:
-                self._log.error(
-                    "trust could not be written to %s and holds until this node stops: %s", self._path, error
-                )
+                if not self._failing:
+                    self._log.error("trust could not be written to %s, so it ends with the node: %s", self._path, error)
+                self._failing = True
+            else:
+                self._failing = False
 
     async def _write(self, path: Path, data: bytes) -> None:
         def write() -> None:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from pilot.coreapi import BusyError
+from pilot.coreapi import BusyError, ServiceNotReadyError
 from pilot.plugins.handshake.records import COOLDOWN_SECONDS, PendingRequest, TrustBook, TrustRecord
 
 if TYPE_CHECKING:
@@ -152,6 +152,7 @@ class Ledger:
 
         Raises:
             BusyError: too many calls wait already.
+            ServiceNotReadyError: the plugin stops meanwhile.
         """
         if node_id in self.book.trusted:
             return True
@@ -175,7 +176,8 @@ class Ledger:
         return True
 
     def end_waiting(self) -> None:
-        """Those who wait are cancelled: the plugin stops."""
+        """Those who wait hear that the plugin stops."""
         for waiters in self._waiters.values():
             for waiter in waiters:
-                waiter.cancel()
+                if not waiter.done():
+                    waiter.set_exception(ServiceNotReadyError("the handshake service has stopped"))

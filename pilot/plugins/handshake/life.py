@@ -188,8 +188,12 @@ class Life:
                 await self._withdraw_now(node)
 
     async def _report_after_registrations(self, registered: Subscription) -> None:
-        """A registry that has lost its state knows nobody's trust; revocations that it has missed are told too."""
+        """A registry that has lost its state knows nobody's trust; revocations that it has missed are told too.
+
+        The first registration is also the first time the mailbox can be read.
+        """
         async for _ in registered:
+            self.mailbox.notice()
             for node in list(self._book.revoked):
                 self._withdraw(node)
             for node in list(self._book.trusted):

@@ -46,7 +46,7 @@ class Errands:
         """Runs `errand`; False, and it does not run, when there are too many."""
         if len(self._tasks) >= MAX_ERRANDS:
             errand.close()
-            self._deps.logger.warning("%s is left out: %d errands are under way", op, MAX_ERRANDS)
+            self._deps.logger.debug("%s is left out: %d errands are under way", op, MAX_ERRANDS)
             return False
 
         async def guarded() -> None:

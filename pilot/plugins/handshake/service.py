@@ -121,11 +121,11 @@ class HandshakeService(Service):
     async def wait_for_trust(self, node_id: int, timeout: float) -> bool:
         """True as soon as `node_id` is trusted, at once for this node itself, False after `timeout` seconds.
 
-        Cancelling it changes nothing; it is cancelled when the plugin stops.
+        Cancelling it changes nothing.
 
         Raises:
             BusyError: too many calls wait already.
-            ServiceNotReadyError: the plugin does not run.
+            ServiceNotReadyError: the plugin does not run, or stops meanwhile.
         """
         life = self._running()
         if node_id == life.deps.identity.node_id:

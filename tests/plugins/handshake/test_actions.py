@@ -24,7 +24,8 @@ from pilot.plugins.handshake.message import MessageType
 from pilot.plugins.handshake.outbound import MAX_ERRANDS
 from pilot.plugins.handshake.records import TrustRecord
 from pilot.testing import run
-from tests.plugins.fakes import Identity, eventually, published, settle
+from pilot.testing.coreapi import SERVICE_CHECKS
+from tests.plugins.fakes import Identity, Network, eventually, published, settle
 from tests.plugins.handshake.helpers import Answered, Asked, Box, FakeHost, Record, Stage, message, poll
 from tests.plugins.handshake.test_receiving import Inbox, send
 
@@ -197,7 +198,7 @@ async def test_waiting_for_trust() -> None:
         assert service._life.ledger._waiters == {}
         late = asyncio.create_task(service.wait_for_trust(7, 60))
         await settle()
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(ServiceNotReadyError, match="has stopped"):
         await late
 
 
@@ -444,3 +445,11 @@ def test_nothing_is_left_running() -> None:
         assert asyncio.all_tasks() == before
 
     run(scenario())
+
+
+@pytest.mark.parametrize("check", SERVICE_CHECKS, ids=lambda check: check.__name__)
+async def test_conformance(check, tmp_path) -> None:
+    def service() -> HandshakeService:
+        return HandshakeService.for_node(FakeHost(Stage().registry.for_node(1), tmp_path))
+
+    await check(service, Network().deps(1))

@@ -187,7 +187,14 @@ async def test_the_file_is_private_and_follows_the_book(tmp_path, caplog) -> Non
     path.unlink()
     path.mkdir()
     await file.write(book)
-    assert "could not be written" in caplog.text
+    await file.write(book)
+    assert caplog.text.count("could not be written") == 1
+    path.rmdir()
+    await file.write(book)
+    path.unlink()
+    path.mkdir()
+    await file.write(book)
+    assert caplog.text.count("could not be written") == 2
 
 
 async def test_without_a_directory_nothing_is_kept(tmp_path, monkeypatch) -> None:

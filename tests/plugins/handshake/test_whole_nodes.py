@@ -218,6 +218,20 @@ def test_a_registry_that_forgot_everything_learns_the_trust_again() -> None:
     simulate(9, scenario)
 
 
+def test_what_waits_in_the_mailbox_is_there_soon_after_the_start() -> None:
+    async def scenario(world):
+        alice, bob = await pair(world, public=False)
+        number = bob.node.node_id
+        await bob.stop()
+        assert await trust(alice).request(number, "when you are back") is RequestOutcome.RELAYED
+        await asyncio.sleep(100)
+        await bob.start()
+        await asyncio.sleep(1)
+        assert [request.justification for request in trust(bob).pending()] == ["when you are back"]
+
+    simulate(11, scenario)
+
+
 def test_the_beacons_word_brings_the_request_at_once() -> None:
     async def scenario(world):
         alice, bob = await pair(world, public=False)

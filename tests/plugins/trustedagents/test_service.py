@@ -17,6 +17,7 @@ from pilot.plugins.trustedagents import TrustedAgentsService, sources
 from pilot.plugins.trustedagents.document import MAX_DOCUMENT_BYTES
 from pilot.plugins.trustedagents.sources import UrlSource
 from pilot.testing import run, simulate
+from pilot.testing.coreapi import SERVICE_CHECKS
 from tests.plugins.fakes import Network, eventually
 from tests.plugins.trustedagents.test_document import VERIFIER, signed
 from tests.plugins.webhook.receiver import receiver
@@ -181,6 +182,14 @@ def test_httpx_is_needed_for_a_url_only(monkeypatch) -> None:
     TrustedAgentsService.for_node(Host(), file="x", key=VERIFIER)
     with pytest.raises(PilotError, match="pip install 'pilot-asyncio\\[plugins\\]'"):
         TrustedAgentsService.for_node(Host(), url=URL, key=VERIFIER)
+
+
+@pytest.mark.parametrize("check", SERVICE_CHECKS, ids=lambda check: check.__name__)
+async def test_conformance(check, tmp_path) -> None:
+    (tmp_path / "agents.json").write_bytes(ONE)
+    await check(
+        lambda: TrustedAgentsService.for_node(Host(), file=tmp_path / "agents.json", key=VERIFIER), Network().deps(1)
+    )
 
 
 # ---- a URL ----------------------------------------------------------------------------------------------------------
