@@ -6,6 +6,8 @@ are the only module-level state of the library.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import inspect
 import logging
@@ -92,7 +94,8 @@ def recover_plugin(
     as `plugin.<plugin>.panic` {plugin, op, panic, recovered_total, plugin_panics}, at the third of a plugin as
     `plugin.<plugin>.unhealthy` {plugin, plugin_panics, recovered_total} too, and handed to `on_panic`; failures of
     these are logged and swallowed. Execution goes on after the body. Cancellation, interpreter exit and whatever else
-    is no `Exception` pass through. It has to be the outermost guard of a task, so that every other clean-up runs first.
+    is no `Exception` pass through; a cancelled task whose body made another error of it ends as cancelled. It has to be
+    the outermost guard of a task, so that every other clean-up runs first.
 
     It may be entered again and again, by several tasks too. As a decorator of a function, plain or `async`, it has the
     call return None after a crash; use that only where no bus is wanted.
@@ -120,12 +123,14 @@ class _PluginRecovery:
         if not isinstance(error, Exception):
             return False
         self._recover(error)
+        if _is_cancelled():  # the body made another error of it: the task has to end all the same
+            raise asyncio.CancelledError from error
         return True
 
     def __call__(self, function: F) -> F:
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
             raise TypeError(f"recover_plugin cannot guard the generator {function!r}: use it in a 'with' inside")
-        if inspect.iscoroutinefunction(function):
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
 
             async def guarded_async(*args: Any, **kwargs: Any) -> Any:
                 with self:
@@ -143,7 +148,8 @@ class _PluginRecovery:
         plugin, op = self._plugin, self._op
         total, panics = _panics.count(plugin)
         log = logging.getLogger(f"pilot.plugin.{plugin}")
-        log.error("plugin %s crashed in %s", plugin, op, exc_info=error, extra={"plugin": plugin, "op": op})
+        with contextlib.suppress(Exception):  # a broken handler must not undo the recovery
+            log.error("plugin %s crashed in %s", plugin, op, exc_info=error, extra={"plugin": plugin, "op": op})
         if self._events is not None:
             counts = {"plugin": plugin, "plugin_panics": panics, "recovered_total": total}
             self._publish(f"plugin.{plugin}.panic", {**counts, "op": op, "panic": _panic_text(error)}, log)
@@ -161,6 +167,14 @@ class _PluginRecovery:
             self._events.publish(topic, payload)
         except Exception:
             log.exception("%s could not be published", topic)
+
+
+def _is_cancelled() -> bool:
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop runs here
+        return False
+    return task is not None and task.cancelling() > 0
 
 
 def _panic_text(error: Exception) -> str:

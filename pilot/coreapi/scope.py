@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -26,9 +25,6 @@ __all__ = ["PluginScope"]
 
 T = TypeVar("T")
 
-_running: contextvars.ContextVar[PluginScope | None] = contextvars.ContextVar("pilot_plugin_scope", default=None)
-"""Tasks inherit it from the call of `start` that made them."""
-
 
 class PluginScope:
     """The `Deps` of one life of a plugin, and a list of what it opened through them."""
@@ -47,10 +43,9 @@ class PluginScope:
         self.subscriptions: list[Subscription] = []
 
     def run(self, call: Callable[[], Awaitable[T]]) -> asyncio.Task[T]:
-        """`call()` in a task that belongs to the plugin, as do the tasks it makes."""
+        """`call()` in a task of its own, named after the plugin."""
 
         async def inside() -> T:
-            _running.set(self)
             return await call()
 
         return asyncio.create_task(inside(), name=f"pilot plugin {self.plugin}")
@@ -61,9 +56,10 @@ class PluginScope:
             raise ClosedError(f"plugin {self.plugin} has stopped: a new start brings new dependencies")
 
     async def close(self) -> None:
-        """Closes listeners and subscriptions, resets open streams, cancels what tasks are left. Does not raise.
+        """Closes listeners and subscriptions, resets open streams. Does not raise.
 
-        Tasks can be found from Python 3.12 on; before, they end when they next use what is closed here.
+        Tasks the plugin left behind end when they next use what is closed here; nobody can tell them from tasks that
+        others made on its behalf, so none is cancelled.
         """
         self.closed = True
         for subscription in self.subscriptions:
@@ -73,19 +69,6 @@ class PluginScope:
         for stream in list(self.streams):
             error = ClosedError(f"plugin {self.plugin} has stopped")
             await self._quietly(stream.__aexit__(ClosedError, error, None))
-        for task in self._leaked_tasks():
-            self.deps.logger.warning(
-                "plugin %s left the task %s running: it is cancelled", self.plugin, task.get_name()
-            )
-            task.cancel()
-
-    def _leaked_tasks(self) -> list[asyncio.Task[Any]]:
-        current = asyncio.current_task()
-        return [
-            task
-            for task in asyncio.all_tasks()
-            if task is not current and hasattr(task, "get_context") and task.get_context().get(_running) is self
-        ]
 
     async def _quietly(self, closing: Awaitable[None]) -> None:
         try:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from pilot._fast.errors import InvalidValueError, PilotError, ServiceNotReadyError
+from pilot._fast.errors import BusyError, InvalidValueError, PilotError, ServiceNotReadyError
 from pilot.coreapi.recovery import UNHEALTHY_PANICS
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ __all__ = ["RestartPolicy", "Supervisor"]
 _log = logging.getLogger("pilot.coreapi")
 
 PANIC_TOPICS: Final = "plugin.*.panic"
+BUSY_SECONDS: Final = 1.0
+"""Between two looks at a plugin that somebody else is restarting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +118,12 @@ class Supervisor:
     async def _recover(self, name: str, record: _Record) -> None:
         """Restarts until a start succeeds or the policy gives up."""
         try:
-            while not await self._restart(name, record):
-                pass
+            while True:
+                try:
+                    if await self._restart(name, record):
+                        return
+                except BusyError:
+                    await asyncio.sleep(BUSY_SECONDS)
         except ServiceNotReadyError as error:  # the node stops
             _log.debug("%s", error)
         finally:
@@ -142,7 +148,7 @@ class Supervisor:
         self._events.publish(f"plugin.{name}.restarting", {**payload, "pause_seconds": pause})
         try:
             await self._registry.restart(name, pause=pause)
-        except ServiceNotReadyError:
+        except (ServiceNotReadyError, BusyError):
             raise
         except PilotError as error:
             _log.error("%s", error, exc_info=error.__cause__)

@@ -361,3 +361,63 @@ def test_guards_inside_guards_count_once() -> None:
     with recover_plugin("outer", "loop"):
         crash("inner")
     assert (counts("inner"), counts("outer")) == ((1, 1), (1, 0))
+
+
+# --------------------------------------------------------------------------------- what must not get through
+
+
+def test_a_logging_filter_that_fails_undoes_nothing() -> None:
+    class Broken(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            raise RuntimeError("no disk")
+
+    log, broken, seen = logging.getLogger("pilot.plugin.greeter"), Broken(), list[Exception]()
+    log.addFilter(broken)
+    try:
+        crash(on_panic=seen.append)
+    finally:
+        log.removeFilter(broken)
+    assert (counts(), len(seen)) == ((1, 1), 1)
+
+
+async def test_an_object_with_an_async_call_is_guarded() -> None:
+    class Handler:
+        async def __call__(self) -> None:
+            raise ValueError("boom")
+
+    await recover_plugin("greeter", "handle")(Handler())()
+    assert counts() == (1, 1)
+
+
+async def test_a_cancelled_task_ends_though_its_body_made_another_error_of_it() -> None:
+    rounds = 0
+
+    async def work() -> None:
+        nonlocal rounds
+        while True:
+            rounds += 1
+            with recover_plugin("greeter", "work"):
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    raise ValueError("lost the connection") from None
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (rounds, counts()) == (1, (1, 1))
+
+
+async def test_a_time_limit_around_the_guard_still_is_one() -> None:
+    async def work() -> None:
+        with recover_plugin("greeter", "work"):
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                raise ValueError("lost the connection") from None
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await work()

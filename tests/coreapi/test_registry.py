@@ -19,7 +19,7 @@ from pilot._fast.errors import (
 )
 from pilot._fast.eventbus import EventBus
 from pilot.coreapi import Deps, Service, ServiceRegistry, plugin_panic_count, recover_plugin
-from pilot.coreapi.registry import CANCEL_SECONDS, STOP_SECONDS
+from pilot.coreapi.life import CANCEL_SECONDS, STOP_SECONDS
 from pilot.testing.loop import run
 
 NOTHING: Any = object()
@@ -326,3 +326,131 @@ async def test_the_logger_is_the_plugins_own() -> None:
     await registry.start_all(deps())
     assert service.deps[0].logger.name == "pilot.plugin.a"
     await registry.stop_all()
+
+
+# ------------------------------------------------------------------------------- calls that meet each other
+
+
+class Slow(Recorded):
+    """Starts when `go` is set."""
+
+    def __init__(self, name: str, order: int, log: list[str]) -> None:
+        self.go = asyncio.Event()
+        super().__init__(name, order, log, start=lambda: _wait(self.go))
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def test_a_second_start_meanwhile_is_refused() -> None:
+    log: list[str] = []
+    slow = Slow("slow", 1, log)
+    registry = registry_of(slow)
+    first = asyncio.create_task(registry.start_all(deps()))
+    await asyncio.sleep(0.01)
+    with pytest.raises(RegistryStartedError, match="is starting"):
+        await registry.start_all(deps())
+    with pytest.raises(RegistryStartedError, match="is starting"):
+        registry.register(Recorded("late"))
+    slow.go.set()
+    await first
+    assert log == ["+slow"]
+    await registry.stop_all()
+
+
+async def test_a_stop_during_the_start_ends_it_and_leaves_nothing() -> None:
+    log: list[str] = []
+    registry = registry_of(Recorded("a", 1, log), Slow("slow", 2, log), Recorded("never", 3, log))
+    starting = asyncio.create_task(registry.start_all(deps()))
+    await asyncio.sleep(0.01)
+    await registry.stop_all()
+    with pytest.raises(PilotError, match="'slow' failed to start"):
+        await starting
+    assert log == ["+a", "+slow", "-a"]
+    for name in ("a", "slow", "never"):
+        with pytest.raises(ServiceNotReadyError):
+            registry.service(name)
+    registry.register(Recorded("more"))
+
+
+async def test_a_start_that_ignores_its_cancellation_is_stopped_when_it_is_done() -> None:
+    log: list[str] = []
+
+    async def deaf() -> None:
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            log.append("deaf")
+
+    registry = registry_of(Recorded("a", 1, log, start=deaf))
+    starting = asyncio.create_task(registry.start_all(deps()))
+    await asyncio.sleep(0.01)
+    await registry.stop_all()
+    with pytest.raises(ServiceNotReadyError, match="stopped while it started"):
+        await starting
+    assert log == ["+a", "deaf", "-a"]
+
+
+async def test_a_start_during_the_stop_is_refused() -> None:
+    log: list[str] = []
+    go = asyncio.Event()
+    registry = registry_of(Recorded("a", 1, log), Recorded("b", 2, log, stop=lambda: _wait(go)))
+    await registry.start_all(deps())
+    stopping = asyncio.create_task(registry.stop_all())
+    await asyncio.sleep(0.01)
+    with pytest.raises(RegistryStartedError, match="is stopping"):
+        await registry.start_all(deps())
+    go.set()
+    await stopping
+    assert log == ["+a", "+b", "-b", "-a"]
+    await registry.start_all(deps())
+    assert registry.service("a").name == "a"
+    await registry.stop_all()
+
+
+async def test_a_stop_while_a_restart_is_inside_the_start() -> None:
+    log: list[str] = []
+    slow = Slow("slow", 1, log)
+    registry = registry_of(slow)
+    slow.go.set()
+    await registry.start_all(deps())
+    slow.go.clear()
+    restarting = asyncio.create_task(registry.restart("slow"))
+    await asyncio.sleep(0.01)
+    await registry.stop_all()
+    with pytest.raises(PilotError, match="failed to start"):
+        await restarting
+    assert log == ["+slow", "-slow", "+slow"]
+    with pytest.raises(ServiceNotReadyError):
+        registry.service("slow")
+
+
+async def test_a_restart_does_not_reach_into_the_next_life_of_the_registry() -> None:
+    log: list[str] = []
+    registry = registry_of(Recorded("a", 1, log))
+    await registry.start_all(deps())
+    restarting = asyncio.create_task(registry.restart("a", pause=0.05))
+    await asyncio.sleep(0.01)
+    await registry.stop_all()
+    await registry.start_all(deps())
+    with pytest.raises(ServiceNotReadyError):
+        await restarting
+    assert log == ["+a", "-a", "+a"]
+    assert registry.service("a").name == "a"
+    await registry.stop_all()
+
+
+async def test_two_stops_of_one_service_are_one() -> None:
+    log: list[str] = []
+    go = asyncio.Event()
+    registry = registry_of(Recorded("a", 1, log, stop=lambda: _wait(go)))
+    await registry.start_all(deps())
+    halting = asyncio.create_task(registry.halt("a"))
+    await asyncio.sleep(0.01)
+    stopping = asyncio.create_task(registry.stop_all())
+    await asyncio.sleep(0.01)
+    assert not stopping.done()
+    go.set()
+    await asyncio.gather(halting, stopping)
+    assert log == ["+a", "-a"]
