@@ -201,6 +201,8 @@ async def test_a_user_brings_the_official_file(start_daemon, rendezvous, namespa
         return bool(await trusted(daemon))
 
     await eventually(friends, 20)
+    file = daemon.directory / "trust.json"
+    await eventually(lambda: json.loads(file.read_text())["trusted"], 20)
     await daemon.kill()
     async with ours(namespace, rendezvous, name="alice", state_dir=daemon.directory) as node:
         assert node.node_id == daemon.node_id
@@ -209,13 +211,12 @@ async def test_a_user_brings_the_official_file(start_daemon, rendezvous, namespa
         await trust(node).revoke(peer.node_id)
         await eventually_trusts(peer, node, wanted=False)
         await is_asked(node, peer, "again")
-    book, unusable = load((daemon.directory / "trust.json").read_bytes(), 0)
+    book, unusable = load(file.read_bytes(), 0)
     assert unusable == 0
     assert list(book.pending) == list(book.revoked) == [peer.node_id]
     await daemon.start()
     assert [row["justification"] for row in await pending(daemon)] == ["again"]
-    official = json.loads((daemon.directory / "trust.json").read_text())
-    assert official["trusted"] is None
+    assert json.loads(file.read_text())["trusted"] is None
 
 
 @pytest.mark.parametrize("relayed", [False, True])
@@ -237,6 +238,7 @@ async def test_the_same_events(start_daemon, rendezvous, namespace, relayed) -> 
                 await eventually_trusts(daemon, node, wanted=False)
                 await eventually(lambda: any("revoked_by_peer" in topic for topic in hook.events()))
                 mine = [(event.topic, dict(event.payload)) for event in events.get_all()]
+        await daemon.kill()  # or it complains that the receiver is gone
         theirs = [(request.json["event"], request.json["data"]) for request in hook.requests]
     shown = [
         [(topic, {**data, "peer_node_id": 0}) for topic, data in side if topic.startswith(("handshake.", "trust."))]

@@ -41,12 +41,13 @@ class Errands:
         self._plugin = plugin
         self._deps = deps
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
 
     def spawn(self, op: str, errand: Errand) -> bool:
-        """Runs `errand`; False, and it does not run, when there are too many."""
-        if len(self._tasks) >= MAX_ERRANDS:
+        """Runs `errand`; False, and it does not run, when there are too many, or all are being cancelled."""
+        if self._stopping or len(self._tasks) >= MAX_ERRANDS:
             errand.close()
-            self._deps.logger.debug("%s is left out: %d errands are under way", op, MAX_ERRANDS)
+            self._deps.logger.debug("%s is left out: %d errands are under way", op, len(self._tasks))
             return False
 
         async def guarded() -> None:
@@ -62,6 +63,7 @@ class Errands:
         """Gives what is under way a second to end, then cancels it and waits for that."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=STOP_SECONDS)
+        self._stopping = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

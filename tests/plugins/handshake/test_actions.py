@@ -440,6 +440,8 @@ def test_nothing_is_left_running() -> None:
         async with Inbox(stage, 1), stage.service(2) as service:
             stage.network.silent.add((1, 444))
             await service.reject(1)
+            service._book.trust(TrustRecord(1, b"", 1, True))
+            await service.revoke(1)  # its errand is cancelled, and would start another one
             await settle()
         await settle()
         assert asyncio.all_tasks() == before
