@@ -87,6 +87,7 @@ class Runtime:
     contacts: Contacts
     gate: TrustGate
     networks: Memberships
+    tags: NodeTags
     policy: PolicyGate
     streams: NodeStreams
     services: NodeServices
@@ -240,7 +241,7 @@ class Runtime:
         )
 
     def _compose_policies(self) -> None:
-        tags = NodeTags(self.directory.lookup, self._tasks.spawn, self.clock)
+        self.tags = tags = NodeTags(self.directory.lookup, self._tasks.spawn, self.clock)
         self.networks = Memberships(
             self.directory,
             tags,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pilot._fast.mux import MuxSettings
+from pilot.node.tags import MAX_LOOKUPS, MAX_NODES
 
 if TYPE_CHECKING:
     from pilot.node import Node
@@ -153,6 +154,8 @@ def tables(runtime: Any) -> Iterator[tuple[str, int, int]]:
     yield "datapath peers", len(datapath.peers()), 65_536
     yield "streams", len(datapath.mux.all_streams()), MuxSettings().max_streams
     yield "background tasks", len(runtime._tasks._running), TASK_CAP
+    yield "tags of nodes", len(runtime.tags._known), MAX_NODES
+    yield "questions about tags", len(runtime.tags._asked), MAX_LOOKUPS
     yield "waiting dials", len(runtime.contacts._waiting), WAITING_CAP
     for peer in datapath.peers():
         yield f"packets waiting for node {peer.node}", peer.pending_packets, 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -402,9 +403,11 @@ async def test_a_crash_between_acceptance_and_file_costs_nothing(make: Make, tmp
     survivor = LocalIdentity.load(path)
     assert survivor.rotation is not None
     expected = survivor.rotation.public_key
-    await make(survivor)
+    told: list[Any] = []
+    await make(survivor, publish=lambda topic, payload: told.append((topic, payload)))
     assert (survivor.node_id, survivor.public_key, survivor.rotation) == (1, expected, None)
     assert LocalIdentity.load(path).public_key == expected
+    assert told == [("key.rotated", {"node_id": 1, "public_key": base64.b64encode(expected).decode()})]
 
 
 async def _swallow(call: Awaitable[object]) -> type[BaseException] | None:
@@ -413,6 +416,13 @@ async def _swallow(call: Awaitable[object]) -> type[BaseException] | None:
     except KeyboardInterrupt as error:  # in a task it would end the loop
         return type(error)
     return None
+
+
+async def test_a_new_key_is_published_when_the_registry_has_it(make: Make) -> None:
+    told: list[Any] = []
+    bob = await make(publish=lambda topic, payload: told.append((topic, payload)))
+    new = await bob.rotate_key()
+    assert told == [("key.rotated", {"node_id": 1, "public_key": base64.b64encode(new).decode()})]
 
 
 async def test_a_crash_before_the_request_keeps_the_old_key(make: Make, tmp_path: Path) -> None:

@@ -64,6 +64,12 @@ def test_environment_values(name: str, text: str, value: Any) -> None:
         ("peer_syn_rate", float("inf")),
         ("peer_syn_burst", 0),
         ("streams_per_port", 0),
+        ("join", "team"),
+        ("join", "0"),
+        ("join", "65536"),
+        ("join", "1;2"),
+        ("join", "-1"),
+        ("join", "\u0663"),
     ],
 )
 def test_unusable_settings_are_named(setting: str, value: Any) -> None:
@@ -102,6 +108,11 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 )
 def test_beacons(registry: str, beacon: str, beacons: list[str]) -> None:
     assert NodeConfig(registry=registry, beacon=beacon).beacon_list() == beacons
+
+
+def test_networks_to_join() -> None:
+    assert NodeConfig().join_list() == []
+    assert NodeConfig(join=" 5,7 , 65535,").join_list() == [5, 7, 65535]
 
 
 def test_endpoints() -> None:
