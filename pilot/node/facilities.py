@@ -37,7 +37,8 @@ class Facilities:
     on_mailbox: Callable[[Callable[[], None]], None]
     """Has a function called when the beacon says that the registry's mailbox holds something for this node."""
     drop_tunnel: Callable[[int], None]
-    """Ends the encrypted session with a node; the next packet in either direction makes a new one."""
+    """Ends the encrypted session with a node, its streams, and what the trust gate knows of it: it is a stranger until
+    somebody vouches for it anew. The next packet in either direction makes a new session."""
     add_counter: Callable[[str, Callable[[], int]], None]
     """Adds a number to `node.stats().counters`, read when that is called."""
     clock: Callable[[], float]

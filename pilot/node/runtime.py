@@ -268,7 +268,7 @@ class Runtime:
             service=lambda name: self.services.registry.service(name),
             add_trust_source=self._trust_sources.append,
             on_mailbox=self._hooks.mailbox.append,
-            drop_tunnel=lambda node: self.tunnel.forget(node, self.clock()),
+            drop_tunnel=self._drop_tunnel,
             add_counter=self.plugin_counters.__setitem__,
             clock=self.clock,
             wall=self._wall,
@@ -287,6 +287,10 @@ class Runtime:
         )
         self._stack.push_async_callback(self.services.stop)
         await self.services.start(deps, self._restart_policy, self.clock)
+
+    def _drop_tunnel(self, node: int) -> None:
+        self.gate.forget(node)
+        self.tunnel.forget(node, self.clock())
 
     def _tunnel_settings(self) -> TunnelSettings:
         settings = TunnelSettings(

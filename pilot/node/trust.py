@@ -66,6 +66,12 @@ class TrustGate:
         if len(self._dialed) > MAX_DIALED:
             self._dialed.popitem(last=False)
 
+    def forget(self, node: int) -> None:
+        """Trust in `node` has ended here: neither a dial before nor an old answer of the registry admits it."""
+        self._dialed.pop(node, None)
+        self._checking.discard(node)  # the answer to a question under way is an old one
+        self._remember(node, False)
+
     def trusts(self, node: int) -> bool:
         """Whether `node` is trusted as far as is known without asking anybody."""
         return self._is_trusted(node) or self._vouched(node) is True
@@ -125,7 +131,12 @@ class TrustGate:
             _log.debug("the registry did not say whether node %d is trusted: %s", node, error)
             trusted = False
         finally:
+            current = node in self._checking
             self._checking.discard(node)
+        if current:
+            self._remember(node, trusted)
+
+    def _remember(self, node: int, trusted: bool) -> None:
         self._answers[node] = self._clock(), trusted
         self._answers.move_to_end(node)
         if len(self._answers) > MAX_ANSWERS:

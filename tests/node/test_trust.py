@@ -121,3 +121,20 @@ async def test_everything_a_stranger_can_fill_is_bounded(stage: Stage, monkeypat
     await stage.settled()
     assert len(stage.gate._answers) == 10
     assert stage.gate._checking == set()
+
+
+async def test_one_that_is_forgotten_is_a_stranger_at_once(stage: Stage) -> None:
+    stage.vouched.add(5)
+    assert stage.admitted(5) == [False] * 4
+    await stage.settled()
+    stage.gate.dialed(5)
+    assert stage.admitted(5) == [True] * 4
+    stage.gate.forget(5)
+    assert stage.admitted(5) == [False] * 4
+    stage.now += trust.DENIED_SECONDS
+    assert not stage.gate.admit_syn(5, 1)  # asks the registry
+    stage.gate.forget(5)  # whose answer is an old one now
+    await stage.settled()
+    assert not stage.gate.admit_syn(5, 1)
+    stage.gate.dialed(5)
+    assert stage.gate.admit_syn(5, 1)
