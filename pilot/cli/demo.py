@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -21,11 +22,11 @@ import cryptography
 import typer
 
 import pilot
+from pilot._fast.errors import PilotError
 from pilot.cli.bench import percentile, round_trips
-from pilot.cli.files import Inbox
+from pilot.cli.files import FileReceiver, send_file
 from pilot.cli.options import JSON_OPTION, with_node
 from pilot.cli.output import Result, execute, progress_bar, stderr, table
-from pilot.cli.transfer import TRANSFER_PORT, TransferError, hash_file, send_file
 from pilot.node import ECHO_PORT, Node, NodeConfig
 from pilot.rendezvous import Rendezvous, RendezvousConfig
 
@@ -73,7 +74,9 @@ async def _demo(file: Path | None, size: int, as_json: bool) -> Result:
         ready = await _read_result(receiver)
         sender = await stack.enter_async_context(children.run("demo-sender", str(file), ready["address"]))
         sent = await _read_result(sender)
-        wanted, got = await asyncio.to_thread(lambda: (hash_file(file), [hash_file(path) for path in inbox.iterdir()]))
+        wanted, got = await asyncio.to_thread(
+            lambda: (_hash(file), [_hash(path) for path in inbox.iterdir() if path.is_file()])
+        )
         segment_bytes = sent.pop("segment_bytes")
         return {**sent, "sha256_ok": got == [wanted], "segment_bytes": segment_bytes, "versions": _versions()}
 
@@ -124,10 +127,10 @@ async def _read_result(process: Process) -> dict[str, Any]:
     assert process.stdout is not None
     line = await process.stdout.readline()
     if not line:
-        raise TransferError(f"a node of the demo ended with exit code {await process.wait()}")
+        raise PilotError(f"a node of the demo ended with exit code {await process.wait()}")
     result: dict[str, Any] = json.loads(line)
     if "error" in result:
-        raise TransferError(f"a node of the demo failed: {result['error']['message']}")
+        raise PilotError(f"a node of the demo failed: {result['error']['message']}")
     return result
 
 
@@ -140,8 +143,7 @@ def demo_receiver(
 
 
 async def _demo_receiver(config: NodeConfig, directory: Path) -> None:
-    inbox = Inbox(directory, as_json=True)
-    async with Node(config) as node, node.serve(TRANSFER_PORT, inbox.take):
+    async with FileReceiver(directory).node(config) as node:
         typer.echo(json.dumps({"address": str(node.address)}))
         await asyncio.to_thread(sys.stdin.buffer.read)  # until the demo is over, or gone
 
@@ -158,21 +160,25 @@ def demo_sender(
 
 
 async def _demo_sender(config: NodeConfig, file: Path, peer: str) -> Result:
-    sha256 = await asyncio.to_thread(hash_file, file)
     async with Node(config) as node:
         async with await node.dial(peer, ECHO_PORT) as stream:
             times = await round_trips(stream, ROUND_TRIPS)
-        async with await node.dial(peer, TRANSFER_PORT) as stream:
-            with progress_bar("encrypted stream", as_json=False) as progress:
-                sent = await send_file(stream, file, sha256, progress)
-            return {
-                "bytes": sent.bytes,
-                "seconds": sent.seconds,
-                "throughput_MBps": sent.throughput,
-                "rtt_us_p50": percentile(times, 0.50),
-                "rtt_us_p99": percentile(times, 0.99),
-                "segment_bytes": stream.stats().segment_bytes,
-            }
+        with progress_bar("encrypted stream", as_json=False) as progress:
+            sent = await send_file(node, peer, file, progress)
+        [path] = [path for path in node.stats().peers if path.node_id == sent.receiver.node]
+        return {
+            "bytes": sent.size,
+            "seconds": sent.seconds,
+            "throughput_MBps": sent.throughput,
+            "rtt_us_p50": percentile(times, 0.50),
+            "rtt_us_p99": percentile(times, 0.99),
+            "segment_bytes": path.segment_bytes,
+        }
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _generate(path: Path, size: int) -> Path:

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from pilot._fast.errors import (
@@ -29,7 +37,7 @@ from pilot._run import run
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-__all__ = ["Exit", "Result", "execute", "fail", "forever", "progress_bar", "table"]
+__all__ = ["Bars", "Exit", "Result", "execute", "fail", "forever", "progress_bar", "progress_bars", "table"]
 
 Result = Mapping[str, Any]
 
@@ -175,9 +183,26 @@ def _text(value: object) -> str:
     return str(value)
 
 
+class Bars:
+    """Bars on stderr, one for each label, while something of it is under way."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def show(self, label: str, done: int, total: int, *, ended: bool = False) -> None:
+        """Moves the bar of `label`; it goes when all is done, or it has `ended`."""
+        task = self._tasks.get(label)
+        if task is None:
+            task = self._tasks[label] = self._progress.add_task(label, total=None)
+        self._progress.update(task, completed=done, total=total)
+        if ended or done >= total:
+            self._progress.remove_task(self._tasks.pop(label))
+
+
 @contextmanager
-def progress_bar(label: str, as_json: bool) -> Iterator[Callable[[int, int], None]]:
-    """A function to report bytes done and in all to; shows a bar on stderr when that is a terminal."""
+def progress_bars(as_json: bool) -> Iterator[Bars]:
+    """Bars, for the block; they are shown when stderr is a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -186,5 +211,11 @@ def progress_bar(label: str, as_json: bool) -> Iterator[Callable[[int, int], Non
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=stderr, transient=True, disable=as_json or not stderr.is_terminal) as progress:
-        task = progress.add_task(label, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        yield Bars(progress)
+
+
+@contextmanager
+def progress_bar(label: str, as_json: bool) -> Iterator[Callable[[int, int], None]]:
+    """A function to report bytes done and in all to; shows a bar on stderr when that is a terminal."""
+    with progress_bars(as_json) as bars:
+        yield lambda done, total: bars.show(label, done, total)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MemoryBudget", "MemoryLease", "read_payload_untrusted"]
 
-FIRST_BYTES: Final = 256 * 1024
+FIRST_BYTES: Final = 1 << 20
 """Allocated for a payload before any of it has come; what is longer doubles as it arrives."""
 WAIT_SECONDS: Final = 60.0
 """How long a payload waits for memory that others hold."""

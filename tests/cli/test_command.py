@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -17,9 +18,11 @@ from typing import Any
 
 import pytest
 
+from pilot._fast.errors import PilotError
 from pilot.cli.output import Exit
-from pilot.cli.transfer import TRANSFER_PORT, hash_file
 from pilot.node import Node
+from pilot.plugins.dataexchange import DataExchangeService
+from pilot.plugins.dataexchange import Limits as DataExchangeLimits
 from pilot.rendezvous import BeaconLimits, Limits, Rendezvous, RendezvousConfig
 
 Start = Callable[..., Awaitable[Process]]
@@ -154,7 +157,8 @@ async def test_send_and_recv_with_a_resumed_file(start: Start, tmp_path: Path) -
     inbox.mkdir()
     source.write_bytes(os.urandom(3_000_000))
     digest = hash_file(source)
-    (inbox / f".{digest}.part").write_bytes(source.read_bytes()[:1_000_000])
+    (inbox / ".partial").mkdir()
+    (inbox / ".partial" / digest[:32]).write_bytes(source.read_bytes()[:1_000_000])
     state = {"XDG_STATE_HOME": str(tmp_path / "other")}
     receiver = await start("recv", str(inbox), "--json", "--hostname", "bob", "--public", **state)
     sender = await retried(start, "send", str(source), "bob", "--json")
@@ -164,6 +168,11 @@ async def test_send_and_recv_with_a_resumed_file(start: Start, tmp_path: Path) -
     [file] = result["files"]
     assert file == {**file, "path": str(inbox / "report.pdf"), "bytes": 3_000_000, "resumed_at": 1_000_000}
     assert hash_file(inbox / "report.pdf") == digest
+    assert [path.name for path in inbox.iterdir()] == ["report.pdf"]
+
+
+def hash_file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 async def retried(start: Start, *arguments: str) -> Any:
@@ -180,12 +189,33 @@ async def retried(start: Start, *arguments: str) -> Any:
 async def test_refused_file_is_a_failure_with_a_reason(start: Start, where: dict[str, str], tmp_path: Path) -> None:
     source = tmp_path / "file"
     source.write_bytes(b"x" * 100)
-    bob = Node(**where, hostname="bob", public=True)
-    async with bob, bob.serve(TRANSFER_PORT, lambda stream: stream.write(b'\0\0\0\x12{"refused": "no!"}')):
+    service = DataExchangeService(received=tmp_path / "in", limits=DataExchangeLimits(file_bytes=99))
+    async with Node(**where, hostname="bob", public=True, services=[service]):
         code, result = await finish(await start("send", str(source), "bob", "--json"))
     assert code == Exit.FAILED
-    assert result["error"] == {**result["error"], "kind": "TransferError", "exit_code": 1}
-    assert "no!" in result["error"]["message"]
+    assert result["error"] == {**result["error"], "kind": "PilotError", "exit_code": 1}
+    assert "file of 100 bytes is larger than the 99 allowed here" in result["error"]["message"]
+
+
+async def test_received_files_are_told_and_too_large_ones_too(
+    start: Start, where: dict[str, str], tmp_path: Path
+) -> None:
+    receiver = await start("recv", str(tmp_path), "--max-bytes", "10", "--hostname", "bob", "--public")
+    assert receiver.stderr is not None
+    assert await receiver.stderr.readline() == b"ready: pilot send FILE bob\n"
+    sending = DataExchangeService()
+    async with Node(**where, services=[sending]) as node:
+        with pytest.raises(PilotError, match="larger than the 10"):
+            await sending.client.send_file("bob", b"x" * 11, name="big")
+        refusal = (await receiver.stderr.readline()).decode()
+        assert refusal.startswith(f"big from {node.address} did not arrive: ")
+        assert refusal.endswith("larger than the 10 allowed here\n")
+        assert not await sending.client.send_message("bob", "hello")
+        await sending.client.send_file("bob", b"small", name=".env")
+        output, errors = await receiver.communicate()
+        assert errors.decode() == f"{tmp_path}/_.env from {node.address}, 5 bytes\n"
+    assert receiver.returncode == Exit.OK
+    assert output.decode() == f"{tmp_path}/_.env\n"
 
 
 @pytest.mark.parametrize(

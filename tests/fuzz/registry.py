@@ -1,4 +1,4 @@
-"""Fuzz targets of the registry's two ends, and of the file transfer: frames, JSON answers, JSON requests, offers."""
+"""Fuzz targets of the registry's two ends: frames, JSON answers, JSON requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pilot._fast.addr import Addr
 from pilot._fast.errors import InvalidValueError
-from pilot.cli.transfer import TransferError, _read_message_untrusted, _read_offer_untrusted
 from pilot.node.directory import answers
 from pilot.node.directory.client import _GarbageError, _NoAnswerError, _Wire
 from pilot.node.directory.quiet import MAX_QUOTED_CHARS, clip_untrusted
@@ -311,53 +310,9 @@ def server_seeds() -> list[bytes]:
     return [*frames[::6], b"".join(frames[:10]), preamble, b"\x00\x10\x00\x01", b"\x00\x00\x00\x02{}" * 5]
 
 
-# ---- file transfer --------------------------------------------------------------------------------------------------
-
-
-class Given:
-    """A stream that has these bytes to read and nothing after."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def set_read_deadline(self, when: float | None) -> None:
-        """Time does not pass here."""
-
-    async def readexactly(self, size: int) -> bytes:
-        if size > len(self.data):
-            raise EOFError
-        part, self.data = self.data[:size], self.data[size:]
-        return part
-
-
-def run_offer(data: bytes) -> None:
-    """The opening of a file transfer by anybody who may dial the port: an offer that can be used, or refused."""
-    stream: Any = Given(data)
-    with contextlib.suppress(TransferError, EOFError):
-        offer = loop().run_until_complete(_read_offer_untrusted(stream))
-        assert Path("/downloads", offer.name).parent == Path("/downloads")
-        assert offer.name.isprintable()
-        assert offer.size >= 0
-    with contextlib.suppress(TransferError, EOFError):
-        loop().run_until_complete(_read_message_untrusted(stream, 1.0))
-
-
-def offer_seeds() -> list[bytes]:
-    from pilot.cli.transfer import MAGIC
-
-    def framed(value: object) -> bytes:
-        body = json.dumps(value).encode()
-        return len(body).to_bytes(4, "big") + body
-
-    good = {"name": "report.txt", "size": 5, "sha256": "0" * 64}
-    odd = [{**good, "name": name} for name in ("../x", "/etc/passwd", ".hidden", "a\\b", "\u202egpj.exe", "x" * 300)]
-    return [MAGIC + framed(value) for value in [good, *odd, {**good, "size": -1}, [], {}]] + [MAGIC, b"GET / HTTP/1.1"]
-
-
 TARGETS = (
     Target("answers", "answers of a lying registry", run_answers, answers_seeds),
     Target("client", "a registry connection, client side", run_client, client_seeds),
     Target("requests", "requests to our registry", run_requests, requests_seeds),
     Target("server", "a registry connection, server side", run_server, server_seeds),
-    Target("offer", "offers of files", run_offer, offer_seeds),
 )

@@ -13,7 +13,7 @@ from pilot._fast.packet import PacketError
 from pilot._fast.seal import Session, Verdict
 from tests.core.scripted import ScriptedPeer, Talk, accepted, dialed
 from tests.core.virtual import Echo, Gate, Network, VirtualNode, connected
-from tests.fuzz import control, policy, registry, targets_plugins, trust
+from tests.fuzz import control, exchange, policy, registry, targets_plugins, trust
 from tests.fuzz.driver import Target, chunks, joined
 from tests.reference import addr, frames, packet, sack
 from tests.reference.addr import Address
@@ -491,6 +491,7 @@ TARGETS = {
         Target("wire", "a live pair on a damaging wire", run_wire, wire_seeds),
         Target("pair", "bytes in any portions through a live pair", run_pair, pair_seeds),
         *control.TARGETS,
+        *exchange.TARGETS,
         *registry.TARGETS,
         *targets_plugins.TARGETS,
         *policy.TARGETS,

@@ -11,6 +11,7 @@ from pilot.plugins.dataexchange.model import (
     FileProgress,
     Limits,
     Message,
+    Progress,
     ReceivedFile,
     SentFile,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "FrameType",
     "Limits",
     "Message",
+    "Progress",
     "ReceivedFile",
     "SentFile",
     "Tags",

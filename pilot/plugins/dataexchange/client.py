@@ -10,7 +10,7 @@ import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
-from pilot.coreapi import InvalidValueError
+from pilot.coreapi import InvalidValueError, PilotError
 from pilot.plugins._targets import find
 from pilot.plugins.dataexchange.frames import (
     HEADER_BYTES,
@@ -82,7 +82,8 @@ class DataExchangeClient:
         message was not stored. `timeout` is that of the dial, in seconds. Cancelled, it may have been stored or not.
 
         Raises:
-            InvalidValueError: target, kind, an id or the length cannot be used, or the receiver's answer is none.
+            InvalidValueError: target, kind, an id or the length cannot be used.
+            PilotError: what the receiver sent is no answer.
             EOFError: the receiver ended without an answer.
             TimeoutError: the receiver did not answer, or not within 60 s.
             PeerNotFoundError, RefusedError, PathError, RegistryError, ResetError, ClosedError: as `Streams.dial` and
@@ -119,8 +120,9 @@ class DataExchangeClient:
         event loop. `timeout` is that of the dial, in seconds. Cancelled, the receiver keeps what it has for a resume.
 
         Raises:
-            PilotError: the receiver refused the file, or it changed while it was sent; the message says which.
-            InvalidValueError: target or name cannot be used, or what the receiver sends cannot be understood.
+            PilotError: the receiver refused the file or broke the protocol, or the file changed while it was sent; the
+                message says which.
+            InvalidValueError: target or name cannot be used.
             EOFError: the receiver ended before it had confirmed the file.
             TimeoutError: a step took the receiver longer than 60 s, or it did not answer the dial.
             OSError: the file cannot be read.
@@ -148,7 +150,7 @@ class DataExchangeClient:
             raise refused(source.name, answer.text)
         progress(source.size, source.size)
         seconds = asyncio.get_running_loop().time() - started
-        return SentFile(source.name, source.size, source.sha256, 0, seconds, streamed=False)
+        return SentFile(stream.remote_addr, source.name, source.size, source.sha256, 0, seconds, streamed=False)
 
     @asynccontextmanager
     async def _open(self, target: Target, timeout: float | None) -> AsyncIterator[Stream]:
@@ -168,7 +170,7 @@ async def exchange(stream: Stream, number: int, payload: bytes) -> Answer:
     """Sends one frame and returns the answer to it.
 
     Raises:
-        InvalidValueError: the answer cannot be understood.
+        PilotError: the answer cannot be understood.
         EOFError: the receiver ended without one.
         TimeoutError: it took nothing, or did not answer, for 60 s.
         ResetError, PathError, ClosedError: as `Stream.read`.
@@ -179,8 +181,12 @@ async def exchange(stream: Stream, number: int, payload: bytes) -> Answer:
         stream.set_write_deadline(loop.time() + STEP_SECONDS)
         await stream.write(view[start : start + PIECE_BYTES])
     stream.set_read_deadline(loop.time() + STEP_SECONDS)
-    kind, length = header_untrusted(await stream.readexactly(HEADER_BYTES), MAX_ANSWER_BYTES)
-    return parse_answer_untrusted(kind, await stream.readexactly(length))
+    header = await stream.readexactly(HEADER_BYTES)
+    try:
+        kind, length = header_untrusted(header, MAX_ANSWER_BYTES)
+        return parse_answer_untrusted(kind, await stream.readexactly(length))
+    except InvalidValueError as error:
+        raise PilotError(f"{stream.remote_addr} broke the protocol of the data exchange: {error}") from error
 
 
 def _ignore(done: int, total: int) -> None:

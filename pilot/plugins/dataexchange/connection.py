@@ -26,6 +26,8 @@ from pilot.plugins.dataexchange.frames import (
     type_name,
 )
 from pilot.plugins.dataexchange.incoming import IncomingFile
+from pilot.plugins.dataexchange.model import FileProgress
+from pilot.plugins.dataexchange.naming import plain_name, reduced_name
 
 if TYPE_CHECKING:
     import logging
@@ -207,6 +209,9 @@ class Connection:
             partial = await self._deliveries.begin_file(self._sender, FrameType.FILESTREAM, init.size, part.transfer_id)
         except (BusyError, OSError) as error:
             await self._send_file_part(filestream.complete(part.transfer_id, reason(error)))
+            if self._report is not None:
+                name = plain_name(reduced_name(init.name))
+                self._report(FileProgress(name, self._sender, part.transfer_id, 0, init.size, reason(error)))
             return
         self._file = file = IncomingFile(
             part.transfer_id, init, partial, self._sender, tags, self._send_file_part, self._report

@@ -100,13 +100,14 @@ class FileProgress(NamedTuple):
 class SentFile:
     """A file that the receiver has stored."""
 
+    receiver: Addr
     name: str
     size: int
     sha256: bytes
     resumed_at: int
     """Bytes the receiver had from an earlier attempt."""
     seconds: float
-    """From the receiver's go-ahead to its last word."""
+    """From the receiver's go-ahead until it had written the last byte; checking and storing the whole come after."""
     streamed: bool
     """Whether it went as a file stream, verified by the receiver, and not in one frame to an old one."""
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["OldReceiverError", "OutgoingFile", "Source", "open_source", "refused"]
 
 FIRST_CHUNK_BYTES: Final = 48 * 1024
-MAX_CHUNK_BYTES: Final = 1 << 20
+MAX_CHUNK_BYTES: Final = 512 * 1024
 WINDOW_BYTES: Final = 16 << 20
 """Bytes sent and not acknowledged."""
 FIRST_WINDOW_CHUNKS: Final = 16
@@ -128,6 +128,7 @@ class OutgoingFile:
         self._pace = Pace()
         self._acknowledged = 0
         self._acknowledged_at = 0.0
+        self._init = filestream.encode_init(self._id, Init(source.size, source.sha256, MAX_CHUNK_BYTES, source.name))
 
     async def run(self) -> SentFile:
         """Sends it; returns when the receiver has verified it. Raises what `DataExchangeClient.send_file` does.
@@ -135,6 +136,12 @@ class OutgoingFile:
         Raises:
             OldReceiverError: it has to be sent in one frame; nothing has been stored.
         """
+        try:
+            return await self._run()
+        except InvalidValueError as error:
+            raise PilotError(f"the receiver of {printable(self._source.name)!r} broke the protocol: {error}") from error
+
+    async def _run(self) -> SentFile:
         source = self._source
         offset = await self._offer()
         started = self._acknowledged_at = self._loop.time()
@@ -145,15 +152,16 @@ class OutgoingFile:
         while (part := await self._read_part(self._step_seconds)).kind != Kind.COMPLETE:
             self._on_part_untrusted(part)
         self._check_verdict_untrusted(part)
-        self._progress(source.size, source.size)
-        return SentFile(source.name, source.size, source.sha256, offset, self._loop.time() - started, streamed=True)
+        if self._acknowledged < source.size:
+            self._progress(source.size, source.size)
+        seconds = self._acknowledged_at - started
+        receiver = self._stream.remote_addr
+        return SentFile(receiver, source.name, source.size, source.sha256, offset, seconds, streamed=True)
 
     async def _offer(self) -> int:
         """Where to go on from."""
         source = self._source
-        await self._write(
-            filestream.encode_init(self._id, Init(source.size, source.sha256, MAX_CHUNK_BYTES, source.name))
-        )
+        await self._write(self._init)
         try:
             part = await self._read_part(OFFER_SECONDS)
         except (TimeoutError, EOFError, ResetError) as error:

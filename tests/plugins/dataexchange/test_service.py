@@ -390,7 +390,7 @@ async def test_what_a_lying_receiver_says(tmp_path: Path) -> None:
     ]
     for said in answers:
         async with scripted(said) as place:
-            with pytest.raises(InvalidValueError):
+            with pytest.raises(PilotError, match="broke the protocol"):
                 await place.client.send_file(BOB, CONTENT, name="x")
     for said in (filestream.abort(ID, "no\x1b"), filestream.complete(b"\0" * 16, "malformed stream frame")):
         async with scripted(said) as place:
@@ -398,7 +398,7 @@ async def test_what_a_lying_receiver_says(tmp_path: Path) -> None:
                 await place.client.send_file(BOB, CONTENT, name="x")
             assert "\x1b" not in str(caught.value)
     async with scripted(b"\0\0\0\3\0\0\0\0") as place:
-        with pytest.raises(InvalidValueError):
+        with pytest.raises(PilotError, match="broke the protocol"):
             await place.client.send_message(BOB, "x")
 
 
