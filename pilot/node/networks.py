@@ -84,6 +84,7 @@ class Memberships:
         self._auto_join = tuple(auto_join)
         self._networks = file.load()
         self._known = bool(self._networks)  # else what the first round finds is nothing new
+        self._answered = False  # by the registry, which networks this node is in
         self._changing = asyncio.Lock()
         self._wanted = asyncio.Event()
         self._synced = asyncio.Event()
@@ -107,15 +108,17 @@ class Memberships:
     def allowed_ports(self, network_id: int) -> tuple[int, ...] | None:
         """The static list of ports of a network, ascending; empty means all. None: the registry has not told yet.
 
-        A network this node is no member of restricts nothing.
+        A network this node is no member of restricts nothing, once the registry has told which ones it is in.
         """
         network = self._networks.get(network_id)
-        return () if network is None else network.ports
+        if network is not None:
+            return network.ports
+        return () if self._answered or network_id == BACKBONE else None
 
     @property
     def restricted(self) -> bool:
-        """Whether any network has a list of ports, or one that is not known."""
-        return any(network.ports is None or network.ports for network in self._networks.values())
+        """Whether any network has a list of ports, or may have one."""
+        return not self._answered or any(network.ports is None or network.ports for network in self._networks.values())
 
     # ----------------------------------------------------------------------------------------- questions
 
@@ -228,40 +231,51 @@ class Memberships:
             del self._networks[network_id]
             self._publish("network.left", {"network_id": network_id})
         joined = sorted(current - self._networks.keys())
-        complete = True
+        self._add(joined)
+        self._answered = complete = True
         for network_id in sorted(current):
-            complete = await self._refresh(network_id, told=network_id not in joined) and complete
+            try:
+                await self._refresh(network_id, told=network_id not in joined)
+            except RegistryRefusedError:
+                complete = False
+            except RegistryError:  # an outage: the others would only wait for nothing
+                complete = False
+                break
         if joined and self._known:
             await self._tell_joined(joined)
         self._keep()
         return complete
 
-    async def _refresh(self, network_id: int, *, told: bool) -> bool:
-        """Brings one network up to date; whether its ports are known now. `told`: a change of tags is published."""
-        before = self._networks.get(network_id)
-        ports = await self._load_ports(network_id)
-        if ports is None:
-            had_prior = before is not None and before.ports is not None
+    async def _refresh(self, network_id: int, *, told: bool) -> None:
+        """Brings a network that is known up to date. `told`: a change of tags is published.
+
+        Raises:
+            RegistryError: its ports are not to be had; what is known holds, and where nothing is, nothing is permitted.
+        """
+        network = self._networks[network_id]
+        try:
+            network = replace(network, ports=await self._load_ports(network_id))
+        except RegistryError as error:
+            self._quiet.warning("limits", "the port list of network %d is not to be had: %s", network_id, error)
+            had_prior = network.ports is not None
             self._publish("network.policy_load_failed", {"net_id": network_id, "had_prior": had_prior})
-        network = before or Network()
-        if ports is not None:
-            network = replace(network, ports=ports)
+            raise
         tags = await self._unless_refused(self._directory.member_tags(network_id, self._node_id()), network.tags)
         if told and tags != network.tags:
             self._publish("network.tags_changed", {"network_id": network_id, "tags": list(tags) or None})
         self._networks[network_id] = replace(network, tags=tags)
-        return ports is not None
 
-    async def _load_ports(self, network_id: int) -> tuple[int, ...] | None:
-        """None when the registry does not tell: what is known holds, and where nothing is, nothing is permitted."""
-        for attempt in range(LIMITS_TRIES):
-            if attempt:
-                await asyncio.sleep(LIMITS_PAUSE_SECONDS)
-            try:
+    async def _load_ports(self, network_id: int) -> tuple[int, ...]:
+        for _ in range(LIMITS_TRIES - 1):
+            with contextlib.suppress(RegistryError):
                 return (await self._directory.network_limits(network_id)).allowed_ports
-            except RegistryError as error:
-                self._quiet.warning("limits", "the port list of network %d is not to be had: %s", network_id, error)
-        return None
+            await asyncio.sleep(LIMITS_PAUSE_SECONDS)
+        return (await self._directory.network_limits(network_id)).allowed_ports
+
+    def _add(self, network_ids: Iterable[int]) -> None:
+        """New networks, of which nothing is known yet: so nothing is permitted for the moment."""
+        self._networks.update((network_id, Network()) for network_id in network_ids)
+        self._changed()
 
     async def _tell_joined(self, joined: list[int]) -> None:
         """Networks that were joined elsewhere: by an accepted invitation, or while this node did not run."""
@@ -300,11 +314,13 @@ class Memberships:
                 addr = self._directory.address_in(network_id)
                 policies = _Policies(await self._unless_refused(self._directory.expr_policy(network_id), ""))
             if network_id not in self._networks:
-                complete = await self._refresh(network_id, told=False)
+                self._add([network_id])
+                try:
+                    await self._refresh(network_id, told=False)
+                except RegistryError:
+                    self.sync_soon()
                 self._publish_joined(network_id, policies)
                 self._keep()
-                if not complete:
-                    self.sync_soon()
             return addr
 
     def _publish_joined(self, network_id: int, policies: _Policies) -> None:

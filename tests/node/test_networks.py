@@ -17,7 +17,7 @@ from pilot._fast.addr import Addr
 from pilot._fast.errors import InvalidValueError, RegistryError
 from pilot.coreapi import Deps, Service
 from pilot.node import Node
-from pilot.node.directory import Directory, NetworkLimits
+from pilot.node.directory import Directory, NetworkLimits, RegistryRefusedError
 from pilot.node.network_file import Network, NetworkFile
 from pilot.node.networks import Member
 from pilot.node.state import StateDirectory
@@ -193,13 +193,14 @@ class Limited:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.refusing = True
+        self.error = RegistryError("no")
         self.asked = 0
         real = Directory.network_limits
 
         async def network_limits(directory: Directory, network_id: int) -> NetworkLimits:
             self.asked += 1
             if self.refusing:
-                raise RegistryError("no")
+                raise self.error
             return await real(directory, network_id)
 
         monkeypatch.setattr(Directory, "network_limits", network_limits)
@@ -234,6 +235,53 @@ def test_port_lists_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(failures) < 10, "ever more slowly"
 
     simulate("ports", body)
+
+
+def test_an_outage_is_noticed_at_the_first_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round over many networks does not wait for each of them; a network that is refused does not stop the others."""
+
+    async def body(world: World) -> None:
+        networks = [create(world, f"n{number}") for number in range(5)]
+        node = await world.machine().start()
+        for network in networks:
+            await node.join_network(network)
+        registry = Limited(monkeypatch)
+        node.networks.sync_soon()
+        await asyncio.sleep(5.0)
+        assert registry.asked == 3
+        registry.error, registry.asked = RegistryRefusedError("no", "no"), 0
+        node.networks.sync_soon()
+        await asyncio.sleep(5.0)
+        assert registry.asked == 15
+
+    simulate("outage", body)
+
+
+def test_nothing_is_open_before_the_registry_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(world: World) -> None:
+        network = create(world)
+        machine = world.machine()
+        node = await machine.start()
+        await node.join_network(network)
+        await machine.stop()
+        early = Early()
+        machine.settings["services"] = [early.made]
+        real = Directory.lookup
+
+        async def lookup(directory: Directory, node_id: int, **options: Any) -> Any:
+            raise RegistryError("down")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Directory, "lookup", lookup)
+            node = await machine.start()
+            assert (node.networks.ids(), node.networks.restricted) == ([], True)
+            assert (node.networks.allowed_ports(network), node.networks.allowed_ports(0)) == (None, ())
+        assert Directory.lookup is real
+        await asyncio.sleep(11.0)
+        assert (node.networks.allowed_ports(network), node.networks.restricted) == ((), False)
+        assert early.told() == [("network.joined", {"network_id": network, "member_tags": None})]
+
+    simulate("early", body)
 
 
 # ------------------------------------------------------------------------------------------------- file
