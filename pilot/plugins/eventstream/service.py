@@ -19,7 +19,7 @@ from pilot.plugins.eventstream.frames import MAX_PAYLOAD_BYTES, StreamEvent, enc
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from pilot.coreapi import Deps, Stream
+    from pilot.coreapi import Deps, EventBus, Stream
     from pilot.plugins.eventstream.broker import Subscriber
 
 __all__ = ["EventStreamService", "Host", "TopicPolicy"]
@@ -123,23 +123,13 @@ class EventStreamService(Service):
         return broker.publish(StreamEvent(topic, data), None, f"{deps.identity.address}:{self._port}", 0.0, True)
 
     async def _serve(self, stream: Stream) -> None:
-        deps, broker = self._deps, self._broker
-        assert deps is not None
-        assert broker is not None
-        remote = f"{stream.remote_addr}:{stream.remote_port}"
-        with self._budget.lease(stream.remote_addr.node) as lease:
-            first = await read_event_untrusted(stream, lease, FRAME_SECONDS, first_seconds=FRAME_SECONDS)
-        if first is None:
-            return
-        if not self._may_subscribe(stream.remote_addr, first.topic):
-            deps.events.publish("pubsub.subscribe_denied", {"topic": first.topic, "remote": remote})
-            return
-        connection = _Connection(stream, remote, broker, self._budget, self._may_publish)
+        deps, broker = self._running()
+        connection = _Connection(stream, broker, deps.events, self._budget, self._may_subscribe, self._may_publish)
         self._connections.add(connection)
         try:
-            await connection.run(first.topic)
+            await connection.run()
         except InvalidValueError as error:
-            deps.logger.debug("the stream of %s ends: %s", remote, error)
+            deps.logger.debug("the stream of %s ends: %s", stream.remote_addr, error)
         finally:
             self._connections.discard(connection)
 
@@ -153,65 +143,81 @@ class EventStreamService(Service):
 
 
 class _Connection:
-    """One stream at the broker after its subscription: events in, events out, until either ends."""
+    """One stream at the broker: its subscription, then events in and events out, until either end has enough."""
 
     def __init__(
-        self, stream: Stream, remote: str, broker: Broker, budget: MemoryBudget, may_publish: TopicPolicy
+        self,
+        stream: Stream,
+        broker: Broker,
+        events: EventBus,
+        budget: MemoryBudget,
+        may_subscribe: TopicPolicy,
+        may_publish: TopicPolicy,
     ) -> None:
         self._stream = stream
-        self._remote = remote
+        self._addr = stream.remote_addr
+        self._remote = f"{stream.remote_addr}:{stream.remote_port}"
         self._broker = broker
+        self._events = events
         self._budget = budget
+        self._may_subscribe = may_subscribe
         self._may_publish = may_publish
         self._loop = asyncio.get_running_loop()
         self._ended = self._loop.create_future()
         self._wanted = asyncio.Event()
+        self._subscriber: Subscriber | None = None
 
     def end(self) -> None:
         """Has `run` return."""
         if not self._ended.done():
             self._ended.set_result(None)
 
-    async def run(self, topic: str) -> None:
+    async def run(self) -> None:
         """Serves until the peer ends the stream. Raises what ended it otherwise, `ResetError` for a slow subscriber."""
-        subscriber = self._broker.subscribe(topic, self._remote, self._on_change, self._loop.time())
-        self._subscriber = subscriber
         tasks = [
-            asyncio.create_task(self._read(subscriber), name=f"{PLUGIN} read {self._remote}"),
-            asyncio.create_task(self._send(subscriber), name=f"{PLUGIN} send {self._remote}"),
+            asyncio.create_task(self._read(), name=f"{PLUGIN} read {self._remote}"),
+            asyncio.create_task(self._send(), name=f"{PLUGIN} send {self._remote}"),
         ]
         try:
             await asyncio.wait([*tasks, self._ended], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._broker.unsubscribe(subscriber)
+            if self._subscriber is not None:
+                self._broker.unsubscribe(self._subscriber)
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-        if subscriber.removed:
+        if self._subscriber is not None and self._subscriber.removed:
             raise ResetError(f"{self._remote} takes its events too slowly")
         for task in tasks:
             if not task.cancelled():
                 task.result()
 
+    async def _read(self) -> None:
+        first = await self._next_event(FRAME_SECONDS)
+        if first is None:
+            return
+        if not self._may_subscribe(self._addr, first.topic):
+            self._events.publish("pubsub.subscribe_denied", {"topic": first.topic, "remote": self._remote})
+            return
+        now = self._loop.time()
+        self._subscriber = subscriber = self._broker.subscribe(first.topic, self._remote, self._on_change, now)
+        while (event := await self._next_event(None)) is not None:
+            allowed = self._may_publish(self._addr, event.topic)
+            self._broker.publish(event, subscriber, self._remote, self._loop.time(), allowed)
+
+    async def _next_event(self, seconds: float | None) -> StreamEvent | None:
+        with self._budget.lease(self._addr.node) as lease:
+            return await read_event_untrusted(self._stream, lease, FRAME_SECONDS, first_seconds=seconds)
+
     def _on_change(self) -> None:
         self._wanted.set()
-        if self._subscriber.removed:
+        if self._subscriber is not None and self._subscriber.removed:
             self.end()
 
-    async def _read(self, subscriber: Subscriber) -> None:
-        addr = self._stream.remote_addr
-        while True:
-            with self._budget.lease(addr.node) as lease:
-                event = await read_event_untrusted(self._stream, lease, FRAME_SECONDS)
-                if event is None:
-                    return
-                allowed = self._may_publish(addr, event.topic)
-                self._broker.publish(event, subscriber, self._remote, self._loop.time(), allowed)
-
-    async def _send(self, subscriber: Subscriber) -> None:
+    async def _send(self) -> None:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            while (frame := self._broker.taken(subscriber)) is not None:
+            while self._subscriber is not None and (frame := self._broker.taken(self._subscriber)) is not None:
                 self._stream.set_write_deadline(self._loop.time() + SLOW_SECONDS)
                 await self._stream.write(frame)

@@ -1,0 +1,1 @@
+"""Tests of the event stream: frames, broker, service and client."""
