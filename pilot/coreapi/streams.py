@@ -209,7 +209,7 @@ class Streams(Protocol):
 
         Raises:
             PeerNotFoundError: the directory has no such node or does not show it to this one.
-            RefusedError: the peer answered that nobody listens there.
+            RefusedError: the peer answered that nobody listens there, or a network's policy does not allow the port.
             TimeoutError: the peer did not answer; the message says which step was waited for.
             PathError: no path to the peer works.
             RegistryError: the directory was needed and could not be asked.
@@ -235,6 +235,7 @@ class Streams(Protocol):
 
         Raises:
             PeerNotFoundError, PathError, RegistryError, TimeoutError, ClosedError: as `dial`.
+            RefusedError: a network's policy does not allow the port.
             InvalidValueError: the port is out of range or `data` is too long for one datagram.
         """
         ...
