@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from pilot.cli import bench, demo, files, ping, rendezvous, up
+from pilot.cli import bench, demo, files, ping, policy, rendezvous, up
 
 __all__ = ["app", "run_app"]
 
@@ -24,6 +24,7 @@ app.command()(ping.ping)
 app.command()(files.send)
 app.command()(files.recv)
 app.command()(bench.bench)
+app.add_typer(policy.app, name="policy")
 app.command(hidden=True)(demo.demo_receiver)
 app.command(hidden=True)(demo.demo_sender)
 

@@ -44,6 +44,8 @@ RUNS = {
     "names": 1000,
     "handshake": 300,
     "agents": 1000,
+    "policy": 2000,
+    "policy_state": 2000,
 }
 
 REACHED_BY = {
@@ -92,6 +94,19 @@ REACHED_BY = {
     "pilot/plugins/nameserver/lines.py:parse_request_untrusted": "names",
     "pilot/plugins/nameserver/lines.py:parse_services_untrusted": "names",
     "pilot/plugins/nameserver/service.py:answer_untrusted": "names",
+    "pilot/plugins/policy/compiled.py:load_policy_untrusted": "policy",
+    "pilot/plugins/policy/decoder.py:decode_document_untrusted": "policy",
+    "pilot/plugins/policy/document.py:parse_document_untrusted": "policy",
+    "pilot/plugins/policy/expression/durations.py:parse_duration_untrusted": "policy",
+    "pilot/plugins/policy/expression/parser.py:parse_untrusted": "policy",
+    "pilot/plugins/policy/gojson.py:parse_untrusted": "policy",
+    "pilot/plugins/policy/managed.py:_count_untrusted": "policy_state",
+    "pilot/plugins/policy/managed.py:_text_untrusted": "policy_state",
+    "pilot/plugins/policy/managed.py:parse_rules_untrusted": "policy_state",
+    "pilot/plugins/policy/peers.py:_peer_untrusted": "policy_state",
+    "pilot/plugins/policy/peers.py:_tags_untrusted": "policy_state",
+    "pilot/plugins/policy/peers.py:read_table_untrusted": "policy_state",
+    "pilot/plugins/policy/timestamps.py:parse_time_untrusted": "policy_state",
     "pilot/plugins/secure/authentication.py:check_untrusted": "secure",
     "pilot/plugins/secure/authentication.py:parse_untrusted": "secure",
     "pilot/plugins/secure/handshake.py:derive_untrusted": "secure",

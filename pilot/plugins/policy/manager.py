@@ -1,0 +1,158 @@
+"""`Manager`: the runners of a node, one per network at most, and what they remember (plugin policy, L11).
+
+Source: services.md 9.1, 9.8 and 10.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from pilot.coreapi import InvalidValueError, PolicyRunner, ServiceNotReadyError
+from pilot.plugins.policy.compiled import load_policy_untrusted
+from pilot.plugins.policy.managed import ManagedRunner, parse_rules_untrusted
+from pilot.plugins.policy.peers import PeerTable, read_table_untrusted
+from pilot.plugins.policy.runner import Runner
+from pilot.plugins.policy.timestamps import SECOND_NS
+from pilot.plugins.policy.watch import Surroundings
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["Manager"]
+MAX_NETWORK_ID: Final = 0xFFFF
+
+
+class Manager:
+    """Implements `pilot.coreapi.PolicyManager`, and does the same for managed networks.
+
+    It lives as long as its service; runners run between `open` and `close`.
+    """
+
+    def __init__(self) -> None:
+        self._around: Surroundings | None = None
+        self._runners: dict[int, Runner] = {}
+        self._managed: dict[int, ManagedRunner] = {}
+        self._files: Mapping[str, bytes] = {}
+        self._tables: dict[str, PeerTable] = {}
+
+    def open(self, around: Surroundings) -> None:
+        """From now on runners can be started."""
+        self._around = around
+
+    def close(self) -> None:
+        """Stops every runner; none can be started from now on."""
+        self.stop_all()
+        self._tables.clear()
+        self._around = None
+
+    # -- runners
+
+    def start(self, network_id: int, policy_json: Buffer) -> Runner:
+        """Compiles `policy_json` and runs it in place of what ran there; the peers tracked so far keep their ages.
+
+        Raises:
+            InvalidValueError: the document is refused, or this can be no network with a policy.
+            ServiceNotReadyError: the plugin does not run.
+        """
+        around = self._ready(network_id)
+        policy = load_policy_untrusted(bytes(policy_json), "parse policy", "compile policy", wall=around.wall)
+        runner = Runner(policy, self._table(f"policy_{network_id}.json", network_id, around), around)
+        runner.start()
+        before = self._runners.get(network_id)
+        self._runners[network_id] = runner
+        if before is not None:
+            before.stop()
+        around.deps.logger.info("the policy of network %d runs", network_id)
+        return runner
+
+    def stop(self, network_id: int) -> None:
+        """Stops the runner of the network; what it knows about peers is kept for the next one."""
+        runner = self._runners.pop(network_id, None)
+        if runner is not None:
+            runner.stop()
+
+    def get(self, network_id: int) -> Runner | None:
+        """The runner of the network, None where there is none."""
+        return self._runners.get(network_id)
+
+    def all(self) -> list[PolicyRunner]:
+        """The running runners."""
+        return list(self._runners.values())
+
+    def running(self) -> list[Runner]:
+        """The same, as this plugin knows them."""
+        return list(self._runners.values())
+
+    @property
+    def suppressed(self) -> int:
+        """Events and log lines that the present runners left out because there were too many."""
+        return sum(runner.suppressed for runner in self._runners.values())
+
+    def stop_all(self) -> None:
+        """Stops every runner, those of managed networks too."""
+        for network_id in list(self._runners):
+            self.stop(network_id)
+        for network_id in list(self._managed):
+            self.stop_managed(network_id)
+
+    def load_persisted(self) -> None:
+        """Reads the state files: runners that start later go on with the peers in them. Blocks."""
+        if self._around is not None:
+            self.restore(self._around.store.read_all())
+
+    def restore(self, files: Mapping[str, bytes]) -> None:
+        """The same with the content of the files."""
+        self._files = files
+
+    # -- managed networks
+
+    def start_managed(self, network_id: int, rules: object) -> ManagedRunner:
+        """Runs the rules of a managed network (services.md 9.9) in place of what ran there. Raises as `start`."""
+        around = self._ready(network_id)
+        parsed = parse_rules_untrusted(rules)
+        self.stop_managed(network_id)
+        table = self._table(f"managed_{network_id}.json", network_id, around)
+        runner = self._managed[network_id] = ManagedRunner(parsed, table, around)
+        runner.start()
+        return runner
+
+    def stop_managed(self, network_id: int) -> None:
+        """Stops the rules of a managed network."""
+        runner = self._managed.pop(network_id, None)
+        if runner is not None:
+            runner.stop()
+
+    def managed(self, network_id: int) -> ManagedRunner | None:
+        """What runs for a managed network, None where nothing does."""
+        return self._managed.get(network_id)
+
+    def all_managed(self) -> list[ManagedRunner]:
+        """What runs for managed networks."""
+        return list(self._managed.values())
+
+    # -- state
+
+    def _ready(self, network_id: int) -> Surroundings:
+        if self._around is None:
+            raise ServiceNotReadyError("the policy plugin does not run: start its node first")
+        if not 0 < network_id <= MAX_NETWORK_ID:
+            raise InvalidValueError(f"network {network_id!r} can have no policy: it must be in 1..{MAX_NETWORK_ID}")
+        return self._around
+
+    def _table(self, name: str, network_id: int, around: Surroundings) -> PeerTable:
+        """What is known about the peers of the network: from an earlier runner, from disk, or nothing."""
+        table = self._tables.get(name)
+        if table is None:
+            table = self._tables[name] = self._read(name, network_id, around)
+        return table
+
+    def _read(self, name: str, network_id: int, around: Surroundings) -> PeerTable:
+        wall = around.wall()
+        data = self._files.get(name)
+        if data is not None:
+            try:
+                return read_table_untrusted(data, network_id, around.clock(), wall)
+            except InvalidValueError as error:
+                around.deps.logger.warning("%s is not used: %s", name, error)
+        return PeerTable(network_id, int(wall * SECOND_NS))

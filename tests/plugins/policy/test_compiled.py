@@ -1,0 +1,189 @@
+"""Evaluation: every captured document, absent variables, and the plain reference on generated policies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pilot.coreapi import InvalidValueError
+from pilot.plugins.policy import EvaluationError, load_policy_untrusted
+from pilot.plugins.policy.compiled import VARIABLES
+from pilot.plugins.policy.quick import quick_test
+from tests.plugins.policy.documents import compiled, rule
+from tests.reference.policy import FLOATS, Condition, ConditionError, evaluate
+
+VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[2] / "vectors" / "services.json").read_text())
+
+
+@pytest.mark.parametrize("case", VECTORS["policy_documents"], ids=lambda case: case["name"])
+def test_captured_documents(case: dict[str, Any]) -> None:
+    policy = load_policy_untrusted(json.dumps(case["doc"]).encode(), "parse", "compile")
+    variables = dict(case["event"])
+    event = variables.pop("type")
+    if case["rc"]:
+        with pytest.raises(EvaluationError) as caught:
+            policy.evaluate(event, variables)
+        assert f"evaluation: {caught.value}" == case["result"]["error"]
+        return
+    shown = [
+        {"params": each.action.params, "rule": each.rule, "type": each.action.type}
+        for each in policy.evaluate(event, variables).directives
+    ]
+    assert shown == case["result"]["directives"]
+
+
+@pytest.mark.parametrize("case", VECTORS["policy_absent_variables"]["results"], ids=lambda case: case["expr"])
+def test_absent_variables(case: dict[str, str]) -> None:
+    variables = dict(VECTORS["policy_absent_variables"]["event"])
+    event = variables.pop("type")
+    policy = compiled(rule("r", event, case["expr"], "evict"))
+    if case["result"].startswith("error"):
+        with pytest.raises(EvaluationError, match=r'^policy: rule "r" eval: ') as caught:
+            policy.evaluate(event, variables)
+        assert case["result"].removeprefix("error").removeprefix(": ") in str(caught.value)
+    else:
+        assert bool(policy.evaluate(event, variables).directives) is (case["result"] == "true")
+
+
+def test_the_first_of_allow_and_deny_is_the_verdict() -> None:
+    both = compiled(rule("r", "connect", "true", "allow", ("log", {"message": "m"}), "deny"))
+    outcome = both.evaluate("connect", {})
+    assert (outcome.allow, len(outcome.directives), outcome.acts) == (True, 3, True)
+    assert compiled(rule("r", "dial", "true", "deny", "allow")).evaluate("dial", {}).allow is False
+    assert compiled(rule("r", "join", "true", "deny")).evaluate("join", {}).allow is None
+
+
+def test_what_an_event_may_name() -> None:
+    for event, variables in VARIABLES.items():
+        for name in set().union(*VARIABLES.values()):
+            document = rule("r", event, f"{name} == nil", "allow")
+            if name in variables:
+                compiled(document)
+            else:
+                with pytest.raises(InvalidValueError, match=rf'^compile: policy: rule "r" match: unknown name {name} '):
+                    compiled(document)
+
+
+def test_an_unreached_rule_cannot_fail() -> None:
+    policy = compiled(
+        rule("a", "connect", "port == 1", "allow"),
+        rule("b", "connect", "port == 2 || sender_rating < 0.5", "deny"),
+    )
+    assert policy.evaluate("connect", {"port": 1}).allow is True
+    assert policy.evaluate("connect", {"port": 2}).allow is False
+    with pytest.raises(EvaluationError, match="<nil> < float64"):
+        policy.evaluate("connect", {"port": 3})
+
+
+# ---- generated ------------------------------------------------------------------------------------------------------
+
+NUMBERS = ("port", "peer_id", "network_id", "members", "size")
+LISTS = ("peer_tags", "local_tags")
+SIGNS = ("==", "!=", "<", "<=", ">", ">=")
+TAGS = ("service", "worker", "x")
+small = st.integers(0, 5)
+
+
+def conditions() -> st.SearchStrategy[Condition]:
+    leaves = st.one_of(
+        st.tuples(st.just("compare"), st.tuples(st.sampled_from(NUMBERS), st.sampled_from(SIGNS), small)),
+        st.tuples(
+            st.just("compare"),
+            st.tuples(st.sampled_from(FLOATS), st.sampled_from(SIGNS), st.sampled_from((0.0, 0.5, 2, 3))),
+        ),
+        st.tuples(
+            st.just("compare"),
+            st.tuples(st.just("direction"), st.sampled_from(("==", "!=")), st.sampled_from(("in", "out"))),
+        ),
+        st.tuples(st.just("has_tag"), st.tuples(st.sampled_from(LISTS), st.sampled_from(TAGS))),
+        st.tuples(st.just("in"), st.tuples(st.sampled_from(TAGS), st.sampled_from(LISTS))),
+        st.tuples(
+            st.just("one_of"),
+            st.tuples(st.sampled_from(NUMBERS), st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)),
+        ),
+    )
+    composed = st.recursive(
+        leaves.map(lambda parts: Condition(*parts)),
+        lambda inner: st.one_of(
+            st.builds(lambda one: Condition("not", (one,)), inner),
+            st.builds(lambda sign, a, b: Condition(sign, (a, b)), st.sampled_from(("and", "or")), inner, inner),
+        ),
+        max_leaves=5,
+    )
+    return st.one_of(composed, composed, st.booleans().map(lambda value: Condition("constant", (value,))))
+
+
+DATAGRAM = {
+    "port": small,
+    "peer_id": small,
+    "network_id": small,
+    "members": small,
+    "size": small,
+    "peer_age_s": st.sampled_from((0.0, 0.5, 2.0)),
+    "sender_rating": st.sampled_from((0.0, 0.5, 1.0)),
+    "peer_tags": st.lists(st.sampled_from(TAGS), unique=True).map(tuple),
+    "local_tags": st.lists(st.sampled_from(TAGS), unique=True).map(tuple),
+    "direction": st.sampled_from(("in", "out")),
+}
+variables = st.fixed_dictionaries({}, optional=DATAGRAM)
+actions = st.lists(st.sampled_from(("allow", "deny", "evict")), min_size=1, max_size=3)
+rules = st.lists(st.tuples(st.sampled_from(("datagram", "connect")), conditions(), actions), min_size=1, max_size=6)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rules, st.sampled_from(("allow", "deny")), variables)
+def test_evaluation_agrees_with_the_reference(
+    given_rules: list[tuple[str, Condition, list[str]]], default: str, values: dict[str, Any]
+) -> None:
+    named = [(f"r{n}", on, condition, kinds) for n, (on, condition, kinds) in enumerate(given_rules)]
+    # Only datagrams may name everything; a rule for another event is skipped whatever it says.
+    policy = compiled(
+        *(
+            rule(name, on, condition.text() if on == "datagram" else "true", *kinds)
+            for name, on, condition, kinds in named
+        ),
+        default_verdict=default,
+    )
+    try:
+        verdict, done = evaluate(named, default, "datagram", values)
+    except ConditionError as error:
+        with pytest.raises(EvaluationError, match=f'^policy: rule "{error}" eval: '):
+            policy.evaluate("datagram", values)
+        return
+    outcome = policy.evaluate("datagram", values)
+    assert outcome.allow is (verdict == "allow")
+    assert [(each.rule, each.action.type) for each in outcome.directives] == done
+    assert outcome.acts is any(kind == "evict" for _, kind in done)
+
+
+@settings(max_examples=150, deadline=None)
+@given(conditions(), st.fixed_dictionaries(DATAGRAM))
+def test_the_quick_way_says_what_the_program_says(condition: Condition, values: dict[str, Any]) -> None:
+    quick = quick_test(condition.text(), VARIABLES["datagram"])  # type: ignore[index]
+    assert quick is not None
+    assert quick(values) is condition.holds(values)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "port + 1 == 2",
+        "port == peer_id",
+        "len(peer_tags) == 1",
+        "let p = port; p == 1",
+        "peer_age_s == 9007199254740993",
+        "sender_rating == nil",
+        "$env.port == 1",
+        "direction matches 'i.'",
+        "any(peer_tags, # == 'x')",
+        "port == 1 ? true : false",
+    ],
+)
+def test_what_is_left_to_the_program(text: str) -> None:
+    assert quick_test(text, VARIABLES["datagram"]) is None  # type: ignore[index]
+    compiled(rule("r", "datagram", text, "deny"))
