@@ -43,6 +43,8 @@ __all__ = ["Connection"]
 
 IDLE_SECONDS: Final = 120.0
 """A stream on which nothing comes for so long is closed."""
+SILENT_SECONDS: Final = 2.0
+"""A file stream on which nothing came for so long gives way to one of the same node that goes on with the file."""
 ANSWER_SECONDS: Final = 60.0
 """A peer that takes no answer for so long is given up."""
 
@@ -69,6 +71,7 @@ class Connection:
         self._log = logger
         self._report = report
         self._file: IncomingFile | None = None
+        self._heard_at = 0.0
         self._answering = asyncio.Lock()
         self._task: asyncio.Task[object] | None = None
         self._waiting = False
@@ -103,6 +106,7 @@ class Connection:
             header = await self._read_header()
             if header is None:
                 return
+            self._heard_at = asyncio.get_running_loop().time()
             number, length = header_untrusted(header, self._limits.frame_bytes)
             lease, kept = self._budget.lease(self._sender.node), False
             try:
@@ -205,6 +209,7 @@ class Connection:
     async def _begin(self, part: Part, tags: Tags) -> None:
         init = filestream.split_init_untrusted(part.body)
         await self._end_file("the sender began another file")
+        await self._take_over(part.transfer_id)
         try:
             partial = await self._deliveries.begin_file(self._sender, FrameType.FILESTREAM, init.size, part.transfer_id)
         except (BusyError, OSError) as error:
@@ -216,7 +221,16 @@ class Connection:
         self._file = file = IncomingFile(
             part.transfer_id, init, partial, self._sender, tags, self._send_file_part, self._report
         )
+        if partial.resumable:
+            self._deliveries.transfers[self._sender.node, part.transfer_id] = self
         await self._send_file_part(filestream.init_ack(part.transfer_id, file.cursor))
+
+    async def _take_over(self, transfer_id: bytes) -> None:
+        """Ends the same transfer of the same node on a stream that has gone silent: it broke, and nobody told us."""
+        other = self._deliveries.transfers.get((self._sender.node, transfer_id))
+        silence = 0.0 if other is None else asyncio.get_running_loop().time() - other._heard_at
+        if other is not None and silence > SILENT_SECONDS:
+            await other._end_file("the sender began it again over another stream")
 
     async def _chunk(self, part: Part, lease: MemoryLease) -> bool:
         chunk = filestream.split_chunk_untrusted(part.body)
@@ -245,4 +259,7 @@ class Connection:
     async def _end_file(self, error: str) -> None:
         file, self._file = self._file, None
         if file is not None:
+            key = self._sender.node, file.transfer_id
+            if self._deliveries.transfers.get(key) is self:
+                del self._deliveries.transfers[key]
             await file.close(error)

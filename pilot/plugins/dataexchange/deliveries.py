@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pilot.coreapi import Addr, EventBus
+    from pilot.plugins.dataexchange.connection import Connection
     from pilot.plugins.dataexchange.received import Received
     from pilot.plugins.dataexchange.store import Inbox
 
@@ -89,6 +90,8 @@ class Deliveries:
         self._files: set[Feed[ReceivedFile]] = set()
         self._answers: OrderedDict[_Key, tuple[float, str]] = OrderedDict()
         self._in_progress: dict[_Key, asyncio.Future[None]] = {}
+        self.transfers: dict[tuple[int, bytes], Connection] = {}
+        """The streams on which files arrive that can be resumed, by sender and transfer."""
 
     def messages(self, capacity: int = FEED_CAPACITY) -> Feed[Message]:
         """A reader of the messages from now on."""

@@ -48,7 +48,8 @@ class PartialFile:
         self._store = store
         self.path = path
         self._file = file
-        self._resumable = resumable
+        self.resumable = resumable
+        """Whether another attempt can go on with what is there after `close`."""
         self._hash = hashlib.sha256()
         self._hashed = 0
         self.size = size
@@ -110,7 +111,7 @@ class PartialFile:
         self._store.ended(self)
         if self._file.closed:
             return
-        if not self._resumable or not self.position:
+        if not self.resumable or not self.position:
             self.path.unlink(missing_ok=True)
         self._file.close()
 

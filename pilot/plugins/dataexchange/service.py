@@ -149,7 +149,7 @@ class DataExchangeService(Service):
             inbox.open()
         if self._received_directory is not None:
             received = Received(self._received_directory, self._limits, stamps, keep_names=self._keep_names)
-            received.open(self._wall())
+            received.open(time.time())  # compared with the times of files, which are the kernel's
         return inbox, received
 
     async def _serve(self, stream: Stream) -> None:

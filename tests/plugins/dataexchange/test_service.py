@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pilot.coreapi import BusyError, InvalidValueError, PilotError, ServiceNotReadyError
-from pilot.plugins.dataexchange import FileProgress, FrameType, Limits, filestream
+from pilot.plugins.dataexchange import FileProgress, FrameType, Limits, connection, filestream
 from pilot.plugins.dataexchange.deliveries import DUPLICATE_SECONDS, MAX_DUPLICATES
 from pilot.plugins.dataexchange.filestream import Init, Kind
 from pilot.plugins.dataexchange.frames import Tags, encode_file, encode_frame, encode_tagged
@@ -253,6 +253,22 @@ async def test_same_content_twice_at_once(tmp_path: Path) -> None:
         assert [one.resumed_at for one in sent] == [0, 0]
         assert [path.read_bytes() == CONTENT for path in place.stored()] == [True, True]
         assert place.partials() == []
+
+
+async def test_a_silent_stream_gives_way_to_one_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    progress: list[FileProgress] = []
+    async with running(tmp_path, on_progress=progress.append) as place:
+        silent = await offer(place)
+        await silent.write(filestream.chunk_header(ID, 0, 3) + CONTENT[:3])
+        await frame(silent)
+        assert (await place.client.send_file(BOB, CONTENT, name="x.bin")).resumed_at == 0
+        monkeypatch.setattr(connection, "SILENT_SECONDS", -1.0)
+        assert (await place.client.send_file(BOB, CONTENT, name="x.bin")).resumed_at == 3
+        assert "the sender began it again over another stream" in [at.error for at in progress]
+        await silent.write(filestream.chunk_header(ID, 3, 3) + CONTENT[3:6])
+        assert (await frame(silent))[1][0] == Kind.ABORT
+        assert place.service._deliveries is not None
+        assert place.service._deliveries.transfers == {}
 
 
 async def test_quota_is_refused_and_told(tmp_path: Path) -> None:
