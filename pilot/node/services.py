@@ -113,6 +113,11 @@ def _load(name: str) -> Any:
         ) from None
     try:
         return entry.load()
+    except ModuleNotFoundError as error:
+        raise PilotError(
+            f"plugin {name!r} needs the package {error.name!r}, which is not installed; "
+            "pip install 'pilot-asyncio[plugins]' brings what the stock plugins need"
+        ) from error
     except Exception as error:
         raise PilotError(
             f"plugin {name!r} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -469,3 +470,11 @@ def test_sources_that_cannot_be_used() -> None:
             NodeServices([source], None)  # type: ignore[list-item, arg-type]
     with pytest.raises(InvalidValueError, match="two services have the name 'greeter'"):
         NodeServices([Greeter(), Greeter()], None)  # type: ignore[arg-type]
+
+
+def test_a_plugin_that_lacks_a_package_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "re2", None)
+    for name in [name for name in sys.modules if name.startswith("pilot.plugins.policy")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(PilotError, match=r"plugin 'policy' needs the package 're2'.*pilot-asyncio\[plugins\]"):
+        NodeServices(["policy"], None)  # type: ignore[arg-type]
