@@ -189,7 +189,7 @@ class OutgoingFile:
                 offset = after
         finally:
             ahead.cancel()
-            await asyncio.wait([ahead])
+            await asyncio.gather(ahead, return_exceptions=True)  # what ends the transfer goes before what the disk says
 
     async def _send_block(self, offset: int, block: memoryview) -> None:
         sent = 0

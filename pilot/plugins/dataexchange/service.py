@@ -98,11 +98,11 @@ class DataExchangeService(Service):
         self._budget = MemoryBudget(self._limits.memory_bytes, self._limits.peer_memory_bytes)
         self._connections = set()
         self._deliveries = Deliveries(inbox, received, deps.events, self._clock, self._wall)
-        self._client = DataExchangeClient(deps.streams, deps.resolver, events=deps.events, port=self._port)
         limits = self._limits
         server = StreamServer(PLUGIN, deps, self._serve, most=limits.streams, most_per_peer=limits.streams_per_peer)
         await server.start(self._port)
         self._server = server
+        self._client = DataExchangeClient(deps.streams, deps.resolver, events=deps.events, port=self._port)
 
     async def stop(self) -> None:
         """Frees the port, finishes answers under way, cuts files off (they can be resumed) and ends all readers."""
