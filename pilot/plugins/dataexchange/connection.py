@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from typing import TYPE_CHECKING, Final
 
 from pilot.coreapi import BusyError, InvalidValueError, PilotError
@@ -247,6 +248,7 @@ class Connection:
         file = self._active(part)
         if file is None:
             raise InvalidValueError("no active transfer")
+        self._heard_at = math.inf  # while it is checked nobody takes it over, however long that takes
         refusal, stored = await file.finish()
         try:
             await self._send_file_part(filestream.complete(part.transfer_id, refusal))

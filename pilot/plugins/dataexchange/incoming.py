@@ -29,6 +29,9 @@ EARLY_BYTES: Final = 768 * 1024
 QUEUED_BYTES: Final = 8 << 20
 """Bytes that wait for the disk before the next chunk is read from the stream."""
 
+QUEUED_CHUNKS: Final = 1024
+"""And chunks: empty ones cost memory too."""
+
 Send = Callable[[bytes], Awaitable[None]]
 Report = Callable[[FileProgress], None]
 
@@ -94,7 +97,7 @@ class IncomingFile:
         self._queue.append(_Step(pieces, lease, filestream.ack(self.transfer_id, self.cursor)))
         self._queued_bytes += lease.size
         self._wanted.set()
-        await self._until(lambda: self._queued_bytes <= QUEUED_BYTES)
+        await self._until(lambda: self._queued_bytes <= QUEUED_BYTES and len(self._queue) <= QUEUED_CHUNKS)
         return ""
 
     def _keep_early(self, chunk: Chunk) -> None:

@@ -9,9 +9,11 @@ import contextlib
 import fcntl
 import hashlib
 import itertools
+import math
 import os
 import secrets
 import threading
+import time
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -34,6 +36,8 @@ __all__ = ["PartialFile", "Received"]
 PARTIAL_DIRECTORY: Final = ".partial"
 ABANDONED_SECONDS: Final = 7 * 86400.0
 """An unfinished file nobody has gone on with for so long is removed at the next start."""
+COUNT_SECONDS: Final = 5.0
+"""How long the counts of bytes and files are kept up to date before the directories are looked at again."""
 MAX_PARTIALS: Final = 256
 """Unfinished files kept; strangers make them."""
 MAX_PIECES: Final = 64
@@ -108,12 +112,13 @@ class PartialFile:
 
     def close(self) -> None:
         """Closes the file; what another attempt can go on with stays. May be repeated."""
-        self._store.ended(self)
         if self._file.closed:
             return
-        if not self.resumable or not self.position:
+        removed = not self.resumable or not self.position
+        if removed:
             self.path.unlink(missing_ok=True)
         self._file.close()
+        self._store.ended(self, removed=removed)
 
 
 class Received:
@@ -129,7 +134,10 @@ class Received:
         self._stamps = stamps
         self._keep_names = keep_names
         self._lock = threading.Lock()
-        self._open: set[PartialFile] = set()
+        self._open: dict[PartialFile, int] = {}
+        """What is being written, and how much of it is in `_bytes`."""
+        self._bytes = self._files = 0
+        self._counted_at = -math.inf
 
     @property
     def max_bytes(self) -> int:
@@ -163,11 +171,14 @@ class Received:
             self._remove_partials()
             partial = self._open_partial(size, transfer_id)
             missing = size - partial.position
-            used, files = self._used()
+            self._count(partial)
+            used = self._bytes + sum(other.position - counted for other, counted in self._open.items())
             available = max(0, self._limits.received_bytes - used - sum(_missing(other) for other in self._open))
+            files = self._files
             if missing <= available and files <= self._limits.received_files:
-                self._open.add(partial)
+                self._open[partial] = partial.position
                 return partial
+            self._files -= 1
         partial.close()
         if missing <= available:
             raise BusyError(f"{files} files are there already, {self._limits.received_files} are allowed")
@@ -179,10 +190,13 @@ class Received:
             name = stamped_name(name, self._stamps.next())
         return (self._directory / candidate for candidate in numbered_names(name))
 
-    def ended(self, partial: PartialFile) -> None:
-        """An unfinished file has been closed."""
+    def ended(self, partial: PartialFile, *, removed: bool = False) -> None:
+        """An unfinished file has been closed, and perhaps removed."""
         with self._lock:
-            self._open.discard(partial)
+            counted = self._open.pop(partial, None)
+            if counted is not None:
+                self._bytes += (0 if removed else partial.position) - counted
+                self._files -= removed
 
     def _open_partial(self, size: int, transfer_id: bytes) -> PartialFile:
         private_directory(self._partials)
@@ -195,10 +209,16 @@ class Received:
         path = self._partials / f"{transfer_id.hex()}.{secrets.token_hex(8)}"
         return PartialFile(self, path, _open(path), size, resumable=False)
 
-    def _used(self) -> tuple[int, int]:
-        """Bytes and number of the files that are there, unfinished ones too."""
+    def _count(self, new: PartialFile) -> None:
+        """Brings `_bytes` and `_files` up to date, with `new` among them; looks what is really there now and then."""
+        now = time.monotonic()
+        if now - self._counted_at < COUNT_SECONDS:
+            self._files += 1
+            return
         sizes = [status.st_size for directory in (self._directory, self._partials) for _, status in _files(directory)]
-        return sum(sizes), len(sizes)
+        self._bytes, self._files, self._counted_at = sum(sizes), len(sizes), now
+        for partial in self._open:
+            self._open[partial] = partial.position
 
     def _remove_partials(self) -> None:
         """Makes room for one more unfinished file: the oldest go."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Inbox", "message_json"]
 
 EVICTED_TO: Final = 0.9
-"""Part of the byte cap that is left full when it is reached."""
+"""Part of a cap that is left full when it is reached, so that it is not reached again at once."""
 
 _ESCAPES: Final = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"})
 
@@ -111,11 +111,13 @@ class Inbox:
         if self._fits(size):
             return
         self._load()  # the user may have taken messages away
-        wanted = cap if self._bytes + size <= cap else int(cap * EVICTED_TO)
+        if self._fits(size):
+            return
+        wanted, files = int(cap * EVICTED_TO), max(1, int(self._limits.inbox_files * EVICTED_TO))
         if size > wanted:
             raise BusyError(f"inbox byte budget exceeded: {size} bytes do not fit into {cap}")
         for name in list(self._sizes):
-            if self._bytes + size <= wanted and len(self._sizes) < self._limits.inbox_files:
+            if self._bytes + size <= wanted and len(self._sizes) < files:
                 break
             (self._directory / name).unlink(missing_ok=True)
             self._forget(name)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pilot.coreapi import Addr, BusyError, InvalidValueError
+from pilot.plugins.dataexchange import received as module
 from pilot.plugins.dataexchange.frames import Tags
 from pilot.plugins.dataexchange.model import Limits, Message
 from pilot.plugins.dataexchange.naming import Stamps
@@ -97,12 +98,12 @@ def test_the_oldest_make_room_in_number(tmp_path: Path) -> None:
 def test_what_is_there_and_what_is_taken_away_counts(tmp_path: Path) -> None:
     first = inbox(tmp_path).save(message(b"old"))
     os.utime(first, (1, 1))
-    store = inbox(tmp_path, inbox_files=2)
-    second, third = store.save(message(b"x")), store.save(message(b"x"))
-    assert (first.exists(), second.exists(), third.exists()) == (False, True, True)
-    second.unlink()
-    fourth = store.save(message(b"x"))
-    assert third.exists()
+    store = inbox(tmp_path, inbox_files=3)
+    second, third, fourth = (store.save(message(b"x")) for _ in range(3))
+    assert [path.exists() for path in (first, second, third, fourth)] == [False, False, True, True]
+    third.unlink()
+    for _ in range(2):
+        store.save(message(b"x"))
     assert fourth.exists()
 
 
@@ -182,6 +183,22 @@ def test_quota_counts_files_and_what_is_promised(tmp_path: Path, received: Make)
     with pytest.raises(BusyError, match="need 21, 20 of 100 available"):
         store.begin(21)
     assert os.listdir(tmp_path / "received" / ".partial") == [ID.hex()]
+
+
+def test_what_others_take_away_is_noticed(tmp_path: Path, received: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = received(tmp_path, received_bytes=100)
+    partial = store.begin(80)
+    partial.append([bytes(80)])
+    path = partial.publish("a")
+    gone = store.begin(20)
+    gone.append([bytes(20)])
+    gone.close()  # private and unfinished: it is removed
+    store.begin(20, ID).close()
+    path.unlink()
+    with pytest.raises(BusyError):
+        store.begin(21)
+    monkeypatch.setattr(module, "COUNT_SECONDS", 0.0)
+    store.begin(100).close()
 
 
 def test_caps_of_a_file_and_of_their_number(tmp_path: Path, received: Make) -> None:
