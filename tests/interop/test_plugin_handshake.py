@@ -245,7 +245,5 @@ async def test_the_same_events(start_daemon, rendezvous, namespace, relayed) -> 
         for side in (mine, theirs)
     ]
     ended_by_peer, asked = shown[0][:2], shown[0][2:]
-    if relayed:  # their first request came out of the mailbox, silently; ours over the tunnel there was by then
-        assert [topic for topic, _ in asked[:2]] == ["handshake.received", "handshake.pending"]
-        asked = asked[2:]
+    # Relayed requests come silently. That holds for the daemon's too: after the revocation it is a stranger here.
     assert asked + ended_by_peer == shown[1]

@@ -101,6 +101,7 @@ def load(data: bytes, now: float) -> tuple[TrustBook, int]:
         {request.node_id: request for request in pending},
         {node: at for node, at in outgoing if at >= now - REQUEST_SECONDS},
         dict(revoked),
+        dict.fromkeys(node for node, _ in revoked),
     )
     return book, bad_trusted + bad_pending + bad_revoked + bad_outgoing
 
@@ -160,7 +161,9 @@ def _time(entry: Any, name: str) -> int:
     moment = datetime.fromisoformat(entry[name])
     if moment.tzinfo is None:
         raise InvalidValueError(f"{name} names no time zone")
-    return int(moment.timestamp())
+    at = int(moment.timestamp())
+    _time_text(at)  # a time zone can move it out of the years that can be written
+    return at
 
 
 # --------------------------------------------------------------------------------------------- the file
@@ -212,7 +215,7 @@ class TrustFile:
     async def write(self, book: TrustBook) -> None:
         """Writes the book as it is now. That it cannot be written is logged once; the next change tries again.
 
-        Cancelled, the file has the old or the new content.
+        Cancelled, it ends when the disk has it or the file is as it was.
         """
         if self._path is None:
             self._wanted.clear()
@@ -236,5 +239,11 @@ class TrustFile:
 
         if len(data) < THREAD_BYTES:
             write()
-        else:
-            await asyncio.to_thread(write)
+            return
+        writing = asyncio.ensure_future(asyncio.to_thread(write))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            # The thread goes on whatever happens here: it must not replace what is written after it.
+            await asyncio.wait([writing])
+            raise

@@ -139,7 +139,7 @@ class Incoming:
         """A request out of the mailbox: the registry has verified its sender, but it carries no key."""
         node, ledger = request.from_node_id, self._ledger
         if node in ledger.book.trusted:
-            self._errands.spawn("accept", self._outbound.respond(node, accept=True))
+            self._errands.spawn("accept", self._outbound.tell_accepted_relayed(node))
             return
         record = await find_record(self._registry, node)
         shared = await self._shared_networks(frozenset(record.networks if record is not None else ()) - {0})
@@ -168,10 +168,12 @@ class Incoming:
             self._log.debug("an approval of node %d is dropped: it was not asked", node)
             return
         record = await find_record(self._registry, node)
-        await self._outbound.report(node)
+        await self._outbound.report_ahead(node)
         if self._awaits(node):
             self._ledger.trust(node, (record.public_key if record is not None else None) or b"", mutual=True)
             self._settled(node)
+        elif node not in self._ledger.book.trusted:  # it has refused meanwhile
+            self._withdraw(node)
 
     def _awaits(self, node: int) -> bool:
         book = self._ledger.book

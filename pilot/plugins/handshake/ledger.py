@@ -75,6 +75,7 @@ class Ledger:
         """The user takes trust back; for five minutes late approvals count for nothing."""
         del self.book.trusted[node_id]
         self.book.revoked[node_id] = self.now() + COOLDOWN_SECONDS
+        self.book.withdraw(node_id)
         self._file.changed()
         self._events.publish("trust.revoked", {"peer_node_id": node_id})
         self._publish_revoked(node_id, "local")
@@ -123,8 +124,11 @@ class Ledger:
         return had_asked
 
     def asked(self, node_id: int) -> None:
-        """This node asks `node_id`, whatever it did before."""
-        self.book.revoked.pop(node_id, None)
+        """This node asks `node_id`, whatever it did before: a revocation stays only for the registry to hear of."""
+        if node_id in self.book.withdrawals and node_id in self.book.revoked:
+            self.book.revoked[node_id] = self.now()
+        else:
+            self.book.revoked.pop(node_id, None)
         self.book.add_outgoing(node_id, self.now())
         self._file.changed()
 

@@ -46,7 +46,6 @@ REPORT_SECONDS: Final = 0.02
 AFTER_CRASH_SECONDS: Final = 1.0
 STOP_POLL_SECONDS: Final = 2.0
 """How long a poll under way may take at the end: what it took out of the mailbox would be lost."""
-MAX_WITHDRAWALS: Final = 4096
 FRESH_SECONDS: Final = 3.0
 
 
@@ -85,7 +84,7 @@ class Life:
         self._file = file
         self.ledger = ledger = Ledger(book, file, deps.events, host.wall)
         self.mailbox = mailbox = MailboxPoller(self._poll, host.clock, deps.logger)
-        self._outbound = Outbound(deps, host)
+        self._outbound = Outbound(deps, host, lambda node: node in book.trusted, self._withdraw)
         self._errands = Errands(NAME, deps)
         self._checks = Checks(deps.identity, host)
         grants = Grants(book, deps.trust, auto_approve=auto_approve)
@@ -94,7 +93,7 @@ class Life:
         )
         self._serving: dict[asyncio.Task[None], int] = {}
         self._requesting: set[int] = set()
-        self._withdrawals: dict[int, None] = {}
+        self._telling_revoked: set[int] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._polling: asyncio.Task[None] | None = None
 
@@ -184,8 +183,8 @@ class Life:
             await asyncio.sleep(TIDY_SECONDS)
             self.ledger.sweep()
             self._checks.sweep()
-            for node in list(self._withdrawals):
-                await self._withdraw_now(node)
+            for node in list(self._book.withdrawals):
+                await self._withdraw_again(node)
 
     async def _report_after_registrations(self, registered: Subscription) -> None:
         """A registry that has lost its state knows nobody's trust; revocations that it has missed are told too.
@@ -194,22 +193,34 @@ class Life:
         """
         async for _ in registered:
             self.mailbox.notice()
-            for node in list(self._book.revoked):
-                self._withdraw(node)
+            for node in [*self._book.withdrawals, *self._book.revoked]:
+                self._book.withdraw(node)
+                self._errands.spawn("withdraw", self._withdraw_again(node))
             for node in list(self._book.trusted):
                 await self._outbound.report(node)
                 await asyncio.sleep(REPORT_SECONDS)
 
     def _withdraw(self, node: int) -> None:
-        """Has the registry forget the pair; tried again every minute until it has."""
-        self._withdrawals[node] = None
-        if len(self._withdrawals) > MAX_WITHDRAWALS:
-            del self._withdrawals[next(iter(self._withdrawals))]
-        self._errands.spawn("withdraw", self._withdraw_now(node))
+        """Has the registry forget the pair; tried again every minute until it has. The peer hears of it first."""
+        self._book.withdraw(node)
+        if node not in self._telling_revoked:
+            self._errands.spawn("withdraw", self._withdraw_now(node))
 
-    async def _withdraw_now(self, node: int) -> None:
-        if node in self._book.trusted or await self._outbound.withdraw(node):
-            self._withdrawals.pop(node, None)
+    async def _withdraw_again(self, node: int) -> None:
+        """The registry may have vouched for the node until now."""
+        if node not in self._telling_revoked and await self._withdraw_now(node):
+            self._drop_tunnel(node)
+
+    async def _withdraw_now(self, node: int) -> bool:
+        """Whether the registry has forgotten the pair, and has to."""
+        book = self._book
+        if node not in book.withdrawals or not await self._outbound.withdraw(node):
+            return False
+        book.withdrawals.pop(node, None)
+        if node not in book.trusted:
+            return True
+        await self._outbound.report(node)  # trust has begun anew meanwhile
+        return False
 
     # ------------------------------------------------------------------------------------------ actions
 
@@ -290,7 +301,9 @@ class Life:
             raise PeerNotFoundError(f"node {node} was not trusted")
         self.ledger.revoke(node)
         self.mailbox.settled(node)
+        self._telling_revoked.add(node)
         if not self._errands.spawn("revoke", self._finish_revocation(node)):
+            self._telling_revoked.discard(node)
             self._drop_tunnel(node)
             self._withdraw(node)
         await self._file.write(self._book)
@@ -300,6 +313,7 @@ class Life:
         try:
             await self._outbound.tell_revoked(node)
         finally:
+            self._telling_revoked.discard(node)
             self._withdraw(node)
 
     def _check_registered(self) -> None:

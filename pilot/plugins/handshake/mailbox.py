@@ -35,7 +35,8 @@ class MailboxPoller:
         self._clock = clock
         self._log = logger
         self._wake = asyncio.Event()
-        self._polling = asyncio.Lock()
+        self._round: asyncio.Future[None] | None = None
+        self._polling = False
         self._last = clock() - IDLE_SECONDS
         self._awaited: dict[int, float] = {}
         self._noticed = False
@@ -67,32 +68,38 @@ class MailboxPoller:
 
     async def run(self) -> None:
         """Polls until `stop` is called. Cancelled in a poll, what that took out of the mailbox may be lost."""
-        while not self._stopping:
-            self._wake.clear()
-            pause = self._due() - self._clock()
-            if pause > 0:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
-                        await self._wake.wait()
-                continue
-            if self._noticed:
-                self._noticed = False
-                self._tokens = max(0.0, self._tokens - 1.0)
-            await self._poll_now()
+        try:
+            while not self._stopping:
+                self._wake.clear()
+                pause = self._due() - self._clock()
+                if pause > 0:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(pause):
+                            await self._wake.wait()
+                    continue
+                if self._noticed:
+                    self._noticed = False
+                    self._tokens = max(0.0, self._tokens - 1.0)
+                await self._poll_now()
+        finally:
+            self._end_round()
 
     async def refresh(self) -> None:
-        """Polls unless that was done within 2 s. That the registry cannot be asked is only logged.
+        """Has `run` poll unless that was done within 2 s. That the registry cannot be asked is only logged.
 
-        Cancelled, what the poll took out of the mailbox may be lost.
+        Cancelling it does not end the poll, which may have emptied the mailbox already.
         """
-        if self._polling.locked():
-            async with self._polling:  # somebody else does it
-                return
-        if self._clock() - self._last >= FAST_SECONDS:
-            await self._poll_now()
+        if self._stopping or (not self._polling and self._clock() - self._last < FAST_SECONDS):
+            return
+        if self._round is None:
+            self._round = asyncio.get_running_loop().create_future()
+            self._wake.set()
+        await asyncio.shield(self._round)
 
     def _due(self) -> float:
         now = self._clock()
+        if self._round is not None:
+            return now
         self._awaited = {node: until for node, until in self._awaited.items() if until > now}
         due = self._last + (FAST_SECONDS if self._awaited else IDLE_SECONDS)
         if self._noticed:
@@ -105,9 +112,18 @@ class MailboxPoller:
         return max(0.0, (1.0 - self._tokens) * NOTICE_SECONDS)
 
     async def _poll_now(self) -> None:
-        async with self._polling:
-            self._last = self._clock()
-            try:
-                await self._poll()
-            except PilotError as error:
-                self._log.debug("the handshake mailbox could not be read: %s", error)
+        self._last = self._clock()
+        self._polling = True
+        try:
+            await self._poll()
+        except PilotError as error:
+            self._log.debug("the handshake mailbox could not be read: %s", error)
+        finally:
+            self._polling = False
+            self._end_round()
+
+    def _end_round(self) -> None:
+        """Those who wait for a poll go on."""
+        waiting, self._round = self._round, None
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)

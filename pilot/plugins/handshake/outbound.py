@@ -31,7 +31,7 @@ MAX_SPELLINGS: Final = 4096
 MAX_ERRANDS: Final = 256
 STOP_SECONDS: Final = 1.0
 
-Errand = Coroutine[Any, Any, None]
+Errand = Coroutine[Any, Any, object]
 
 
 class Errands:
@@ -74,8 +74,13 @@ class Errands:
 class Outbound:
     """Tells peers and the registry what this node has decided."""
 
-    def __init__(self, deps: Deps, host: HandshakeHost) -> None:
+    def __init__(
+        self, deps: Deps, host: HandshakeHost, trusts: Callable[[int], bool], withdraw: Callable[[int], None]
+    ) -> None:
+        """`trusts` says whether a node is trusted, `withdraw` has the registry forget a pair that is not any more."""
         self._deps = deps
+        self._trusts = trusts
+        self._withdraw = withdraw
         self._registry = host.registry
         self._drop_tunnel = host.drop_tunnel
         self._clock = host.clock
@@ -130,34 +135,65 @@ class Outbound:
         """Sends accept once more to a node that is trusted already."""
         await self._try("tell", node_id, self.send(node_id, self.message(node_id, MessageType.ACCEPT)))
 
+    async def tell_accepted_relayed(self, node_id: int) -> None:
+        """Answers a node that is trusted already through the mailbox once more."""
+        await self._while_trusted(node_id, self._respond_accepted)
+
     async def tell_granted(self, node_id: int) -> None:
         """Makes the pair known, so that each may find the other, and sends accept."""
-        await self._try("report trust in", node_id, self._registry.report_trust(node_id))
-        await self.tell_accepted(node_id)
+        await self._while_trusted(node_id, self._report, self.tell_accepted)
 
     async def tell_approved(self, node_id: int) -> None:
         """The same, and the answer through the mailbox, whichever way the request came."""
-        await self._try("report trust in", node_id, self._registry.report_trust(node_id))
-        await asyncio.gather(self.respond(node_id, accept=True), self.tell_accepted(node_id))
+        await self._while_trusted(node_id, self._report, self._tell_accepted_both_ways)
 
     async def tell_granted_relayed(self, node_id: int) -> None:
         """Makes the pair known and answers through the mailbox."""
-        await self._try("report trust in", node_id, self._registry.report_trust(node_id))
-        await self.respond(node_id, accept=True)
+        await self._while_trusted(node_id, self._report, self._respond_accepted)
+
+    async def report(self, node_id: int) -> None:
+        """Makes the pair known, if the node is trusted."""
+        await self._while_trusted(node_id, self._report)
+
+    async def _while_trusted(self, node_id: int, *steps: Callable[[int], Errand]) -> None:
+        """The steps, which have the registry pair the two, until trust ends: then the pair is taken back.
+
+        A revocation may have told the registry before they did.
+        """
+        if not self._trusts(node_id):
+            return
+        try:
+            for step in steps:
+                if self._trusts(node_id):
+                    await step(node_id)
+        finally:
+            if not self._trusts(node_id):
+                self._withdraw(node_id)
 
     async def tell_rejected(self, node_id: int, data: bytes) -> None:
         """Sends the rejection `data` both ways."""
         await asyncio.gather(self.respond(node_id, accept=False), self._try("tell", node_id, self.send(node_id, data)))
 
     async def tell_revoked(self, node_id: int) -> None:
-        """Sends revoke and ends the tunnel."""
+        """Sends revoke and ends the tunnel, also when cancelled."""
         data = self.message(node_id, MessageType.REVOKE, reason="trust revoked")
-        await self._try("tell", node_id, self.send(node_id, data))
-        self._drop_tunnel(node_id)
+        try:
+            await self._try("tell", node_id, self.send(node_id, data))
+        finally:
+            self._drop_tunnel(node_id)
 
-    async def report(self, node_id: int) -> None:
-        """Makes the pair known."""
+    async def report_ahead(self, node_id: int) -> None:
+        """Makes the pair known for trust that is about to begin."""
+        await self._report(node_id)
+
+    async def _report(self, node_id: int) -> None:
         await self._try("report trust in", node_id, self._registry.report_trust(node_id))
+
+    async def _respond_accepted(self, node_id: int) -> None:
+        await self.respond(node_id, accept=True)
+
+    async def _tell_accepted_both_ways(self, node_id: int) -> None:
+        await asyncio.gather(self._respond_accepted(node_id), self.tell_accepted(node_id))
 
     async def withdraw(self, node_id: int) -> bool:
         """Takes the pair back at the registry; whether it is gone there."""

@@ -14,6 +14,7 @@ __all__ = ["PendingRequest", "TrustBook", "TrustRecord"]
 MAX_PENDING: Final = 256
 MAX_PENDING_PER_SOURCE: Final = 16
 MAX_OUTGOING: Final = 4096
+MAX_WITHDRAWALS: Final = 4096
 MAX_GRANTED_UNASKED: Final = 16384
 """So many trusted nodes, and nobody is trusted any more without this node's user having a say."""
 REQUEST_SECONDS: Final = 30 * 86400
@@ -58,7 +59,9 @@ class TrustBook:
     outgoing: dict[int, int] = field(default_factory=dict)
     """When each node was asked."""
     revoked: dict[int, int] = field(default_factory=dict)
-    """Until when late approvals of each node are ignored."""
+    """Until when late approvals of each node are ignored. It stays while the registry has the pair: see `withdraw`."""
+    withdrawals: dict[int, None] = field(default_factory=dict)
+    """The nodes, oldest first, whom the registry has yet to pair with this one no more."""
 
     def trust(self, record: TrustRecord) -> None:
         """Enters `record`; requests in either direction are settled by it, and so is an earlier revocation."""
@@ -66,14 +69,29 @@ class TrustBook:
         self.pending.pop(record.node_id, None)
         self.outgoing.pop(record.node_id, None)
         self.revoked.pop(record.node_id, None)
+        self.withdrawals.pop(record.node_id, None)
+
+    def withdraw(self, node_id: int) -> None:
+        """Enters that the registry has to forget the pair with `node_id`: until then it vouches for it at the gate."""
+        self.withdrawals[node_id] = None
+        if len(self.withdrawals) > MAX_WITHDRAWALS:
+            del self.withdrawals[next(iter(self.withdrawals))]
 
     def add_pending(self, request: PendingRequest) -> bool:
-        """Enters a request in place of an earlier one of the same node; False when there is no room."""
+        """Enters a request in place of an earlier one of the same node; False when there is no room.
+
+        A full table drops the oldest request of the source that has most, if that is more than one: a few sources do
+        not keep everybody else out.
+        """
         others = [known for node, known in self.pending.items() if node != request.node_id]
+        sources = Counter(known.source for known in others)
+        if sources[request.source] >= MAX_PENDING_PER_SOURCE:
+            return False
         if len(others) >= MAX_PENDING:
-            return False
-        if Counter(known.source for known in others)[request.source] >= MAX_PENDING_PER_SOURCE:
-            return False
+            greediest, requests = sources.most_common(1)[0]
+            if requests <= sources[request.source] + 1:
+                return False
+            del self.pending[next(known.node_id for known in others if known.source == greediest)]
         self.pending.pop(request.node_id, None)
         self.pending[request.node_id] = request
         return True
@@ -95,5 +113,5 @@ class TrustBook:
         oldest = now - REQUEST_SECONDS
         self.pending = {node: request for node, request in self.pending.items() if request.received_at >= oldest}
         self.outgoing = {node: at for node, at in self.outgoing.items() if at >= oldest}
-        self.revoked = {node: until for node, until in self.revoked.items() if until > now}
+        self.revoked = {node: until for node, until in self.revoked.items() if until > now or node in self.withdrawals}
         return before != (len(self.pending), len(self.outgoing), len(self.revoked))

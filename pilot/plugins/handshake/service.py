@@ -111,7 +111,7 @@ class HandshakeService(Service):
     async def refresh(self) -> None:
         """Takes what is there out of the registry's mailbox, at most every 2 s; that it cannot be asked is logged.
 
-        Cancelled, requests in the mailbox may be lost.
+        Cancelling it loses nothing: the poll goes on.
 
         Raises:
             ServiceNotReadyError: the plugin does not run.

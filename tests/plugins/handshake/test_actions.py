@@ -176,10 +176,115 @@ async def test_revocation_is_told_and_the_registry_is_asked_until_it_does() -> N
         await settle()
         assert stage.registry.pairs
         stage.registry.down = False
-        await service._life._withdraw_now(1)
-        assert not stage.registry.pairs
-        assert not service._life._withdrawals
+        stage.deps[2].events.publish("node.reregistered", {"address": ""})
+        await eventually(lambda: not stage.registry.pairs)
+        await eventually(lambda: stage.hosts[2].dropped == [1, 1])  # the registry had vouched for it until then
+        assert not service._book.withdrawals
         assert not service.is_trusted_peer(1)
+
+
+@pytest.mark.parametrize("restart", ["node", "plugin"])
+async def test_a_revocation_the_registry_has_missed_is_told_after_a_restart(tmp_path, restart) -> None:
+    """Even when the cooldown is over by then: the registry would vouch for the peer at the gate for ever."""
+    stage = Stage()
+    late = [0.0]
+    options = {"state_dir": tmp_path, "wall": lambda: time.time() + late[0]}
+    async with Inbox(stage, 1), stage.service(2, auto_approve=True, **options) as service:
+        await send(stage, 1, message(1, 2))
+        await eventually(lambda: stage.registry.pairs)
+        stage.registry.down = True
+        await service.revoke(1)
+        late[0] = 1000.0
+        service._life.ledger.sweep()
+        if restart == "plugin":
+            await service.stop()
+            await service.start(stage.deps[2])
+            stage.registry.down = False
+            stage.deps[2].events.publish("node.reregistered", {"address": ""})
+            await eventually(lambda: not stage.registry.pairs)
+    assert bool(stage.registry.pairs) is (restart == "node")
+    stage.registry.down = False
+    async with stage.service(2, **options) as service:
+        stage.deps[2].events.publish("node.registered", {"address": ""})
+        await eventually(lambda: not service._book.withdrawals)
+        assert not stage.registry.pairs
+        service._life.ledger.sweep()
+        assert service._book.revoked == {}
+
+
+async def test_a_report_under_way_does_not_outlive_a_revocation() -> None:
+    """The registry is slow to take the grant's report, quick to take the revocation."""
+    stage = Stage()
+    async with Inbox(stage, 1) as inbox, stage.service(2, auto_approve=True) as service:
+        calls, go = stage.hosts[2].registry, asyncio.Event()
+        report = calls.report_trust
+
+        async def slow(peer_id: int) -> None:
+            await go.wait()
+            await report(peer_id)
+
+        calls.report_trust = slow
+        await send(stage, 1, message(1, 2))
+        await eventually(lambda: service.is_trusted_peer(1))
+        await service.revoke(1)
+        await eventually(lambda: not service._book.withdrawals)
+        go.set()
+        await settle()
+        await eventually(lambda: not service._life._errands._tasks)
+        assert stage.registry.pairs == set()
+        assert MessageType.ACCEPT not in [received.type for received in inbox.messages]
+
+
+async def test_trust_that_begins_while_its_end_is_told_is_reported() -> None:
+    stage = Stage()
+    async with stage.service(2, auto_approve=True) as service:
+        service._book.trust(TrustRecord(1, b"", 1, True))
+        calls, go = stage.hosts[2].registry, asyncio.Event()
+        revoke = calls.revoke_trust
+
+        async def slow(peer_id: int) -> None:
+            await go.wait()
+            await revoke(peer_id)
+
+        calls.revoke_trust = slow
+        await service.revoke(1)
+        await settle()
+        await send(stage, 1, message(1, 2))
+        await eventually(lambda: stage.registry.pairs)
+        go.set()
+        await eventually(lambda: not service._life._errands._tasks)
+        assert stage.registry.pairs == {frozenset({1, 2})}
+
+
+def test_who_is_revoked_while_trust_is_being_reported_is_not_reported() -> None:
+    async def scenario():
+        stage = Stage()
+        async with stage.service(2) as service:
+            for node in range(1, 200):
+                if node != 2:
+                    service._book.trust(TrustRecord(node, b"", 1, True))
+            stage.deps[2].events.publish("node.reregistered", {"address": ""})
+            await eventually(lambda: stage.registry.pairs)
+            await service.revoke(199)
+            await asyncio.sleep(60)
+            assert frozenset({2, 198}) in stage.registry.pairs
+            assert frozenset({2, 199}) not in stage.registry.pairs
+
+    run(scenario())
+
+
+def test_a_stop_in_the_middle_of_a_revocation_ends_the_tunnel() -> None:
+    async def scenario():
+        stage = Stage()
+        async with Inbox(stage, 1), stage.service(2) as service:
+            stage.network.silent.add((1, 444))
+            service._book.trust(TrustRecord(1, b"", 1, True))
+            await service.revoke(1)
+            await settle()
+            assert stage.hosts[2].dropped == []
+        assert stage.hosts[2].dropped == [1]
+
+    run(scenario())
 
 
 async def test_waiting_for_trust() -> None:
@@ -282,12 +387,40 @@ def test_notices_cause_three_polls_and_then_one_in_five_seconds() -> None:
 def test_users_cause_one_poll_in_two_seconds_and_share_one_under_way() -> None:
     async def scenario():
         clocked = Clocked()
+        task = asyncio.create_task(clocked.poller.run())
+        await asyncio.sleep(5)
         await asyncio.gather(*(clocked.poller.refresh() for _ in range(5)))
         await clocked.poller.refresh()
-        assert clocked.polls == [0]
+        assert clocked.polls == [0, 5]
         await asyncio.sleep(2)
         await clocked.poller.refresh()
-        assert clocked.polls == [0, 2]
+        assert clocked.polls == [0, 5, 7]
+        clocked.poller.stop()
+        await clocked.poller.refresh()
+        await task
+        await clocked.poller.refresh()
+        assert clocked.polls == [0, 5, 7]
+
+    run(scenario())
+
+
+def test_who_stops_waiting_for_a_poll_loses_no_mail() -> None:
+    async def scenario():
+        stage = Stage()
+        async with stage.service(2) as service:
+            await asyncio.sleep(5)
+
+            async def slow() -> Box:
+                await asyncio.sleep(1)
+                return Box([Asked(1, "")])
+
+            stage.hosts[2].registry.poll_handshakes = slow
+            for ask in (service.refresh(), service.approve(1)):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.4):
+                        await ask
+            await asyncio.sleep(1)
+            assert [request.node_id for request in service.pending()] == [1]
 
     run(scenario())
 

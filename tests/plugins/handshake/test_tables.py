@@ -6,11 +6,15 @@ import asyncio
 import json
 import logging
 import stat
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from pilot.coreapi import InvalidValueError
+from pilot.plugins._files import write_atomically
+from pilot.plugins.handshake import file as file_module
 from pilot.plugins.handshake import records, replay
 from pilot.plugins.handshake.file import TrustFile, dump, load
 from pilot.plugins.handshake.records import PendingRequest, TrustBook, TrustRecord
@@ -34,7 +38,12 @@ def test_pending_requests_are_bounded_in_all_and_for_each_source() -> None:
     assert not book.add_pending(asking(17, source=9))
     assert book.add_pending(asking(16, source=9))  # in place of its own
     assert all(book.add_pending(asking(node)) for node in range(100, 100 + records.MAX_PENDING - 16))
-    assert not book.add_pending(asking(5000))
+    assert len(book.pending) == records.MAX_PENDING
+    for newcomer in range(5000, 5015):  # a source with many makes room for one with none, oldest first
+        assert book.add_pending(asking(newcomer))
+    assert [node for node, request in book.pending.items() if request.source == 9] == [16]
+    assert not book.add_pending(asking(6000))
+    assert not book.add_pending(asking(6001, source=100))
     assert len(book.pending) == records.MAX_PENDING
 
 
@@ -62,13 +71,34 @@ def test_what_is_old_is_forgotten() -> None:
     assert (book.pending, book.outgoing, book.revoked) == ({}, {}, {})
 
 
+def test_a_revocation_stays_until_the_registry_has_it() -> None:
+    book = TrustBook(revoked={3: NOW + 300})
+    book.withdraw(3)
+    book.sweep(NOW + 31 * DAY)
+    assert not book.cooling(3, NOW + 31 * DAY)
+    again, _ = load(dump(book), NOW + 31 * DAY)
+    assert (again.revoked, list(again.withdrawals)) == ({3: NOW + 300}, [3])
+    again.withdrawals.clear()
+    assert again.sweep(NOW + 31 * DAY)
+    assert again.revoked == {}
+
+
+def test_withdrawals_are_bounded() -> None:
+    book = TrustBook()
+    for node in range(1, records.MAX_WITHDRAWALS + 2):
+        book.withdraw(node)
+    assert len(book.withdrawals) == records.MAX_WITHDRAWALS
+    assert 1 not in book.withdrawals
+
+
 def test_trust_settles_requests() -> None:
     book = TrustBook()
     book.add_pending(asking(1))
     book.add_outgoing(1, NOW)
     book.revoked[1] = NOW
+    book.withdraw(1)
     book.trust(TrustRecord(1, b"", NOW, True))
-    assert (book.pending, book.outgoing, book.revoked, list(book.trusted)) == ({}, {}, {}, [1])
+    assert (book.pending, book.outgoing, book.revoked, book.withdrawals, list(book.trusted)) == ({}, {}, {}, {}, [1])
 
 
 # ---- replays --------------------------------------------------------------------------------------------------------
@@ -135,6 +165,7 @@ def test_unusable_entries_are_left_out_and_old_requests_too() -> None:
             good,
             {**good, "node_id": 2, "approved_at": "yesterday"},
             {**good, "node_id": 3, "approved_at": "2026-11-22T10:02:31"},
+            {**good, "node_id": 6, "approved_at": "9999-12-31T23:59:59-12:00"},
             {**good, "node_id": 0},
             {**good, "node_id": "4"},
             {**good, "node_id": 5, "public_key": "AAAA"},
@@ -151,7 +182,7 @@ def test_unusable_entries_are_left_out_and_old_requests_too() -> None:
     assert book.trusted[1].approved_at == 1_795_338_151
     assert book.outgoing == {}
     assert book.pending[1].justification == "ab"  # old pending ones go with the next sweep, as officially
-    assert unusable == 10
+    assert unusable == 11
     dump(book)
 
 
@@ -195,6 +226,30 @@ async def test_the_file_is_private_and_follows_the_book(tmp_path, caplog) -> Non
     path.mkdir()
     await file.write(book)
     assert caplog.text.count("could not be written") == 2
+
+
+async def test_a_write_that_was_cancelled_does_not_overtake_a_later_one(tmp_path, monkeypatch) -> None:
+    """The node stops while a large file is being written: what was trusted then is not what is trusted at the end."""
+    begun, slow = threading.Event(), [True]
+
+    def write(path: Path, data: bytes) -> None:
+        if slow.pop() if slow else False:
+            begun.set()
+            time.sleep(0.05)
+        write_atomically(path, data)
+
+    monkeypatch.setattr(file_module, "write_atomically", write)
+    book = TrustBook({node: TrustRecord(node, bytes(32), NOW, False) for node in range(1, 200)})
+    file = TrustFile(tmp_path, logging.getLogger("test"))
+    writing = asyncio.create_task(file.run(book))
+    file.changed()
+    await asyncio.to_thread(begun.wait, 5)
+    writing.cancel()
+    await asyncio.wait([writing])
+    del book.trusted[7]
+    await file.write(book)
+    await asyncio.to_thread(time.sleep, 0.1)
+    assert 7 not in (await TrustFile(tmp_path, logging.getLogger("test")).load(NOW)).trusted
 
 
 async def test_without_a_directory_nothing_is_kept(tmp_path, monkeypatch) -> None:
