@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Self
 
 from pilot.coreapi import BusyError, ClosedError, InvalidValueError, PilotError, ResetError
+from pilot.plugins.secure.authentication import FRAME_BYTES
 from pilot.plugins.secure.handshake import exchange
 from pilot.plugins.secure.records import (
     HEADER_BYTES,
     MAX_PLAINTEXT_BYTES,
     MAX_RECORD_BYTES,
+    RECORD_OVERHEAD_BYTES,
     Opener,
     Role,
     Sealer,
@@ -93,7 +95,8 @@ class SecureChannel:
 
         The channel owns the stream from now on: it is reset when this fails or is cancelled. Both ends must agree on
         whether there is authentication. A record of the peer beyond `max_record_bytes` ends the channel; about three
-        times as much memory may be in use for one. `private_key` is for tests.
+        times as much memory may be in use for one. Who has not authenticated itself yet, though it must, gets no more
+        than its proof needs. `private_key` is for tests.
 
         Raises:
             PilotError: the peer is not who it must be, or sent what cannot be; the text tells.
@@ -131,6 +134,7 @@ class SecureChannel:
                 exchanged = await exchange(stream, role, private)
                 channel = cls(stream, exchanged.key, role, max_record_bytes)
                 if auth is not None:
+                    channel._max_record_bytes = FRAME_BYTES + RECORD_OVERHEAD_BYTES  # strangers get no more memory
                     if role is Role.SERVER:
                         await channel.write(auth.frame(exchanged.own))
                     frame = await channel._read_record()
@@ -140,6 +144,7 @@ class SecureChannel:
         except BaseException as error:
             await stream.__aexit__(type(error), error, error.__traceback__)
             raise
+        channel._max_record_bytes = max_record_bytes
         channel._written = 0
         return channel
 

@@ -17,11 +17,20 @@ from pilot.coreapi import ClosedError, InvalidValueError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["MAX_PLAINTEXT_BYTES", "MAX_RECORD_BYTES", "Opener", "Role", "Sealer", "record_length_untrusted"]
+__all__ = [
+    "MAX_PLAINTEXT_BYTES",
+    "MAX_RECORD_BYTES",
+    "RECORD_OVERHEAD_BYTES",
+    "Opener",
+    "Role",
+    "Sealer",
+    "record_length_untrusted",
+]
 
 HEADER_BYTES: Final = 4
 NONCE_BYTES: Final = 12
 TAG_BYTES: Final = 16
+RECORD_OVERHEAD_BYTES: Final = NONCE_BYTES + TAG_BYTES
 MAX_RECORD_BYTES: Final = 16 << 20
 """Of a record, its length field not counted."""
 MAX_PLAINTEXT_BYTES: Final = 65536
@@ -92,7 +101,7 @@ class Opener:
         Raises:
             InvalidValueError: it cannot be what the peer sent next; the channel has to end.
         """
-        if len(record) < NONCE_BYTES + TAG_BYTES:
+        if len(record) < RECORD_OVERHEAD_BYTES:
             raise InvalidValueError(f"a record of {len(record)} bytes is too short for nonce and tag")
         nonce = record[:NONCE_BYTES]
         if nonce[:4] != self._role.value:

@@ -370,6 +370,19 @@ async def test_an_own_limit_for_records() -> None:
     await refused(server, theirs, "101 bytes is announced")
 
 
+async def test_who_has_not_proved_who_it_is_gets_no_memory() -> None:
+    ours, theirs = stream_pair()
+    accepting = asyncio.create_task(SecureChannel.accept(theirs, auth=proofs(2, 1), timeout=1))
+    await exchange(ours, Role.CLIENT)
+    await ours.write((121).to_bytes(4, "big"))
+    with pytest.raises(ResetError, match="121 bytes is announced"):
+        await accepting
+    assert theirs.was_reset
+    client, server = await authenticated(proofs(1, 2), proofs(2, 1))
+    await client.write(bytes(60_000))  # afterwards records may be large
+    assert await server.readexactly(60_000) == bytes(60_000)
+
+
 async def test_an_announced_record_takes_no_memory() -> None:
     client, theirs, *_ = await hostile()
     await theirs.write((16 << 20).to_bytes(4, "big") + bytes(1000))
