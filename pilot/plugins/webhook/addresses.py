@@ -43,7 +43,17 @@ FORBIDDEN_ADDRESSES: Final = frozenset(
     )
 )
 LINK_LOCAL_MULTICAST: Final = (ipaddress.ip_network("224.0.0.0/24"), ipaddress.ip_network("ff02::/16"))
-NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+TRANSLATED: Final = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "64:ff9b::/96",  # NAT64
+        "64:ff9b:1::/48",  # NAT64 within a site
+        "::ffff:0:0:0/96",  # SIIT
+        "::/96",  # IPv4-compatible
+    )
+)
+"""Whose last 32 bits are an IPv4 address that is reached through them."""
+MAX_LABEL_CHARS: Final = 63
 MAX_ADDRESSES: Final = 4
 """Of one name; more are not tried."""
 
@@ -52,7 +62,7 @@ def check_host(host: str) -> None:
     """Passes a host name or an address in text that may be sent to, as far as the text tells.
 
     Raises:
-        InvalidValueError: it is a link-local address or names a metadata service.
+        InvalidValueError: it is a link-local address, names a metadata service, or is nothing that could be resolved.
     """
     name = host.lower().rstrip(".").replace("%25", "%")
     if name in FORBIDDEN_NAMES:
@@ -60,6 +70,8 @@ def check_host(host: str) -> None:
     address = _as_address(name)
     if address is not None:
         _check(address)
+    elif not all(0 < len(label) <= MAX_LABEL_CHARS for label in name.split(".")):
+        raise InvalidValueError(f"URL has the host {name[:80]!r}, which cannot be a name: its parts have 1 to 63 letters")
 
 
 async def allowed_addresses(host: str, port: int, lookup: Resolve) -> list[str]:
@@ -106,6 +118,6 @@ def _embedded(address: Address) -> list[Address]:
     if isinstance(address, ipaddress.IPv4Address):
         return []
     found: list[Address | None] = [address.ipv4_mapped, address.sixtofour]
-    if address in NAT64 or int(address) < 1 << 32:
+    if any(address in network for network in TRANSLATED):
         found.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
     return [inner for inner in found if inner is not None]

@@ -13,6 +13,7 @@ FORBIDDEN = [
     "http://2852039166/", "http://0xa9fea9fe/", "http://169.254.43518/",
     "http://[fe80::1]/", "http://[fe80::1%25eth0]:80/", "http://[febf::1]/", "http://[::ffff:169.254.169.254]/",
     "http://[::169.254.169.254]/", "http://[64:ff9b::a9fe:a9fe]/", "http://[2002:a9fe:a9fe::1]/",
+    "http://[64:ff9b:1::a9fe:a9fe]/", "http://[::ffff:0:169.254.169.254]/",
     "http://224.0.0.1/", "http://[ff02::1]/", "http://[fd00:ec2::254]/", "http://100.100.100.200/",
     "http://metadata.google.internal/computeMetadata/v1/", "http://METADATA.google.INTERNAL./", "https://ec2.internal",
     "http://instance-data-service.ec2.internal", "http://metadata.azure.com/", "http://metadata.google.com:8080/",
@@ -22,6 +23,13 @@ FORBIDDEN = [
 @pytest.mark.parametrize("url", FORBIDDEN)
 def test_forbidden_urls(url: str) -> None:
     with pytest.raises(InvalidValueError, match="URL cannot target"):
+        check_url(url)
+
+
+@pytest.mark.parametrize("url", ["http://a..b/", "http://.b/", f"http://{'a' * 64}.example/"])
+def test_names_that_cannot_be_resolved(url: str) -> None:
+    """The resolver answers them with an error that is none of the network."""
+    with pytest.raises(InvalidValueError, match="cannot be a name"):
         check_url(url)
 
 
