@@ -71,7 +71,7 @@ def check_host(host: str) -> None:
     if address is not None:
         _check(address)
     elif not all(0 < len(label) <= MAX_LABEL_CHARS for label in name.split(".")):
-        raise InvalidValueError(f"URL has the host {name[:80]!r}, which cannot be a name: its parts have 1 to 63 letters")
+        raise InvalidValueError(f"URL has the host {name[:80]!r}, no possible name: its parts have 1 to 63 letters")
 
 
 async def allowed_addresses(host: str, port: int, lookup: Resolve) -> list[str]:
