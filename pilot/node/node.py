@@ -353,8 +353,7 @@ class Node:
         runtime = self._running()
         now = runtime.clock()
         udp = runtime.port.stats() if isinstance(runtime.port, UdpPort) else None
-        plugins = {name: read() for name, read in runtime.plugin_counters.items()}
-        counters = {**runtime.datapath.counters, **runtime.tunnel.counters, **plugins}
+        counters = {**runtime.datapath.counters, **runtime.tunnel.counters, **runtime.callbacks.counters()}
         return NodeStats(
             uptime=now - runtime.started_at,
             peers=tuple(_peer_stats(peer, now) for peer in runtime.datapath.peers()),

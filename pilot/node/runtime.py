@@ -18,6 +18,7 @@ from pilot._fast.mux import MuxSettings
 from pilot._fast.stream import StreamState
 from pilot._fast.udp import UdpPort
 from pilot.coreapi import Deps
+from pilot.node.callbacks import Callbacks
 from pilot.node.config import parse_endpoint, parse_listen
 from pilot.node.contacts import Contacts
 from pilot.node.directory import Advertisement, Directory, DirectoryOptions, RegistryClient, RegistryTls
@@ -111,17 +112,16 @@ class Runtime:
         self._given_identity = identity
         self._open_port = open_port
         self._random = random
-        self._trust_sources = [trust]
+        self.callbacks = Callbacks(trust)
         self._service_sources = services
         self._restart_policy = restart_policy
-        self.plugin_counters: dict[str, Callable[[], int]] = {}
         self._loop = asyncio.get_running_loop()
         self._stack = AsyncExitStack()
         self._tasks = Tasks(self._loop)
         self._scheduler = Scheduler(self._loop, clock)
         self.events = EventBus(clock=clock, wall=wall)
         self.events.limit(*STRANGER_TOPICS)
-        self._hooks = Hooks(self._tasks, clock, self.events)
+        self._hooks = Hooks(self._tasks, clock, self.events, self.callbacks.mailbox_filled)
         self._beacons: list[tuple[str, int]] = []
         self.started_at = clock()
 
@@ -222,7 +222,7 @@ class Runtime:
         self.directory = self._make_directory()
         self.gate = TrustGate(
             is_public=lambda: self.directory.public,
-            is_trusted=lambda node: any(trusts(node) for trusts in self._trust_sources),
+            is_trusted=self.callbacks.is_trusted,
             find_peer=datapath.peer,
             check_trust=self.directory.check_trust,
             spawn=self._tasks.spawn,
@@ -266,10 +266,10 @@ class Runtime:
             registry=self.directory,
             networks=self.networks,
             service=lambda name: self.services.registry.service(name),
-            add_trust_source=self._trust_sources.append,
-            on_mailbox=self._hooks.mailbox.append,
+            add_trust_source=self.callbacks.add_trust_source,
+            on_mailbox=self.callbacks.on_mailbox,
             drop_tunnel=self._drop_tunnel,
-            add_counter=self.plugin_counters.__setitem__,
+            add_counter=self.callbacks.add_counter,
             clock=self.clock,
             wall=self._wall,
             random=self._random,

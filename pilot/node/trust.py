@@ -57,7 +57,7 @@ class TrustGate:
         self._clock = clock
         self._dialed: OrderedDict[int, float] = OrderedDict()
         self._answers: OrderedDict[int, tuple[float, bool]] = OrderedDict()
-        self._checking: set[int] = set()
+        self._checking: dict[int, object] = {}  # each question is another object
 
     def dialed(self, node: int) -> None:
         """This node dials `node`: it may answer, and call back, for five minutes."""
@@ -69,7 +69,7 @@ class TrustGate:
     def forget(self, node: int) -> None:
         """Trust in `node` has ended here: neither a dial before nor an old answer of the registry admits it."""
         self._dialed.pop(node, None)
-        self._checking.discard(node)  # the answer to a question under way is an old one
+        self._checking.pop(node, None)  # the answer to a question under way is an old one
         self._remember(node, False)
 
     def trusts(self, node: int) -> bool:
@@ -120,19 +120,20 @@ class TrustGate:
     def _ask_registry(self, node: int) -> bool:
         known = self._vouched(node)
         if known is None and node not in self._checking and len(self._checking) < MAX_CHECKS:
-            self._checking.add(node)
-            self._spawn(self._check(node))
+            self._checking[node] = question = object()
+            self._spawn(self._check(node, question))
         return bool(known)
 
-    async def _check(self, node: int) -> None:
+    async def _check(self, node: int, question: object) -> None:
         try:
             trusted = await self._check_trust(node)
         except PilotError as error:
             _log.debug("the registry did not say whether node %d is trusted: %s", node, error)
             trusted = False
         finally:
-            current = node in self._checking
-            self._checking.discard(node)
+            current = self._checking.get(node) is question
+            if current:
+                del self._checking[node]
         if current:
             self._remember(node, trusted)
 

@@ -35,12 +35,13 @@ class Hooks:
     directory: Directory
     gate: TrustGate
 
-    def __init__(self, tasks: Tasks, clock: Callable[[], float], events: EventBus) -> None:
+    def __init__(
+        self, tasks: Tasks, clock: Callable[[], float], events: EventBus, mailbox_filled: Callable[[], None]
+    ) -> None:
         self._tasks = tasks
         self._clock = clock
         self._events = events
-        self.mailbox: list[Callable[[], None]] = []
-        """Called when the registry's mailbox holds something for this node."""
+        self._mailbox_filled = mailbox_filled
 
     def lookup_key(self, node: int) -> None:
         """Asks the registry for the key of `node`."""
@@ -68,8 +69,7 @@ class Hooks:
 
     def poll_handshakes(self) -> None:
         """Tells whoever handles handshakes: a poll empties the mailbox, so nobody else may."""
-        for poll in self.mailbox:
-            poll()
+        self._mailbox_filled()
 
     def address_changed(self, reason: str, previous: str, current: str, peers_notified: int) -> None:
         """Tells the registry the new address, and then whoever subscribed."""

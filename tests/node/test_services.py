@@ -478,3 +478,40 @@ def test_a_plugin_that_lacks_a_package_says_which(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(PilotError, match=r"plugin 'policy' needs the package 're2'.*pilot-asyncio\[plugins\]"):
         NodeServices(["policy"], None)  # type: ignore[arg-type]
+
+
+def test_callbacks_that_crash_harm_neither_the_node_nor_other_plugins(caplog: pytest.LogCaptureFixture) -> None:
+    trusted: set[int] = set()
+    mail: list[str] = []
+
+    def crash(*_: object) -> Any:
+        raise ZeroDivisionError("a defect")
+
+    def broken(facilities: Any) -> Service:
+        facilities.add_trust_source(crash)
+        facilities.on_mailbox(crash)
+        facilities.add_counter("broken", crash)
+        return Named("broken", 1, [], 1501)
+
+    def sound(facilities: Any) -> Service:
+        facilities.add_trust_source(trusted.__contains__)
+        facilities.on_mailbox(lambda: mail.append("you have got some"))
+        facilities.add_counter("sound", lambda: 42)
+        return Greeter()
+
+    async def scenario(world: World) -> None:
+        bob = world.machine("bob", public=False, services=[broken, sound])
+        guest = world.machine("guest")
+        node = await bob.start()
+        trusted.add((await guest.start()).node_id)
+        await guest.node.resolver.report_trust(node.node_id)  # or it would not find bob
+        assert await greeted(world, node.address) == GREETING
+        node._running()._hooks.poll_handshakes()
+        counters = node.stats().counters
+        assert counters["sound"] == 42
+        assert "broken" not in counters
+
+    simulate(13, scenario)
+    assert mail == ["you have got some"]
+    for kind in ("trust source", "mailbox callback", "counter"):
+        assert caplog.text.count(f"the {kind} ") == 1, caplog.text

@@ -120,7 +120,7 @@ async def test_everything_a_stranger_can_fill_is_bounded(stage: Stage, monkeypat
     assert len(stage.tasks) == trust.MAX_CHECKS
     await stage.settled()
     assert len(stage.gate._answers) == 10
-    assert stage.gate._checking == set()
+    assert stage.gate._checking == {}
 
 
 async def test_one_that_is_forgotten_is_a_stranger_at_once(stage: Stage) -> None:
@@ -138,3 +138,26 @@ async def test_one_that_is_forgotten_is_a_stranger_at_once(stage: Stage) -> None
     assert not stage.gate.admit_syn(5, 1)
     stage.gate.dialed(5)
     assert stage.gate.admit_syn(5, 1)
+
+
+async def test_a_slow_answer_from_before_a_revocation_is_not_that_to_a_later_question(stage: Stage) -> None:
+    answers = []
+
+    async def ask(node: int) -> bool:
+        answers.append(asyncio.get_running_loop().create_future())
+        return bool(await answers[-1])
+
+    stage.gate._check_trust = ask
+    assert not stage.gate.admit_syn(5, 1)
+    await asyncio.sleep(0)
+    stage.gate.forget(5)
+    stage.now += trust.DENIED_SECONDS
+    assert not stage.gate.admit_syn(5, 1)
+    await asyncio.sleep(0)
+    answers[0].set_result(True)
+    await stage.tasks[0]
+    assert not stage.gate.admit_syn(5, 1)
+    answers[1].set_result(False)
+    await stage.settled()
+    assert len(answers) == 2
+    assert not stage.gate.admit_syn(5, 1)
