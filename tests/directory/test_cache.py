@@ -226,3 +226,28 @@ async def test_forgetting() -> None:
     await cache.get(7)
     cache.forget(7)
     assert await cache.get(7) == "7: 2"
+
+
+@pytest.mark.parametrize("error", [None, RegistryRefusedError("no such thing", "no such thing")])
+async def test_what_was_asked_before_forgetting_is_not_kept(error: Exception | None) -> None:
+    """Trust that was taken back while the registry was asked for it."""
+    source = Source()
+    cache = source.cache()
+    source.gate.clear()
+    source.error = error
+    old = asyncio.ensure_future(cache.get(7))
+    await asyncio.sleep(0.01)
+    cache.forget(7)
+    source.gate.set()
+    [outcome] = await asyncio.gather(old, return_exceptions=True)
+    assert outcome == "7: 1" if error is None else isinstance(outcome, RegistryRefusedError)
+    assert cache.peek(7) is None
+    source.error = None
+    assert await cache.get(7) == "7: 2"
+    source.gate.clear()
+    waiting = asyncio.ensure_future(cache.get(8))
+    await asyncio.sleep(0.01)
+    cache.forget(8)
+    await cache.close()  # that one too
+    with pytest.raises(ClosedError):
+        await waiting

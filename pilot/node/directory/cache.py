@@ -70,6 +70,7 @@ class AnswerCache(Generic[K, V]):
         self._answers: _Table[K, V] = _Table(MAX_ANSWERS)
         self._failures: _Table[K, Callable[[], PilotError]] = _Table(MAX_FAILURES)
         self._under_way: dict[K, asyncio.Task[V]] = {}
+        self._tasks: set[asyncio.Task[V]] = set()
         self._closed = False
 
     async def get(self, key: K, max_age: float | None = None) -> V:
@@ -103,14 +104,15 @@ class AnswerCache(Generic[K, V]):
         return answer[0] if answer else None
 
     def forget(self, key: K) -> None:
-        """Drops what is known about `key`."""
+        """Drops what is known about `key`; a request under way is for those who wait already, and not kept."""
         self._answers.drop(key)
         self._failures.drop(key)
+        self._under_way.pop(key, None)
 
     async def close(self) -> None:
         """Ends the requests under way; who waits for one gets `ClosedError`. May be repeated."""
         self._closed = True
-        tasks = list(self._under_way.values())
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -121,11 +123,14 @@ class AnswerCache(Generic[K, V]):
         task = self._under_way.get(key)
         if task is None:
             task = self._under_way[key] = asyncio.get_running_loop().create_task(self._run(key))
+            self._tasks.add(task)
             task.add_done_callback(lambda done: self._finished(key, done))
         return task
 
     def _finished(self, key: K, task: asyncio.Task[V]) -> None:
-        del self._under_way[key]
+        self._tasks.discard(task)
+        if self._under_way.get(key) is task:
+            del self._under_way[key]
         if not task.cancelled():
             task.exception()  # marks it as seen: all who waited may have been cancelled
 
@@ -143,14 +148,19 @@ class AnswerCache(Generic[K, V]):
         except (PeerNotFoundError, RegistryError) as failure:
             error = failure
         else:
-            self._failures.drop(key)
-            self._answers.put(key, answer, asyncio.get_running_loop().time())
+            if self._is_current(key):
+                self._failures.drop(key)
+                self._answers.put(key, answer, asyncio.get_running_loop().time())
             return answer
-        now = asyncio.get_running_loop().time()
-        self._failures.put(key, _remake(error), now)
-        if isinstance(error, PeerNotFoundError | RegistryRefusedError):
-            self._answers.drop(key)
+        if self._is_current(key):
+            self._failures.put(key, _remake(error), asyncio.get_running_loop().time())
+            if isinstance(error, PeerNotFoundError | RegistryRefusedError):
+                self._answers.drop(key)
         raise error.with_traceback(None)
+
+    def _is_current(self, key: K) -> bool:
+        """Whether `key` was not forgotten since the request of this task was made."""
+        return self._under_way.get(key) is asyncio.current_task()
 
 
 def _remake(error: PilotError) -> Callable[[], PilotError]:
