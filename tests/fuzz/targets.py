@@ -13,7 +13,7 @@ from pilot._fast.packet import PacketError
 from pilot._fast.seal import Session, Verdict
 from tests.core.scripted import ScriptedPeer, Talk, accepted, dialed
 from tests.core.virtual import Echo, Gate, Network, VirtualNode, connected
-from tests.fuzz import control, exchange, policy, registry, targets_plugins, trust
+from tests.fuzz import control, exchange, expression, policy, registry, targets_plugins, trust
 from tests.fuzz.driver import Target, chunks, joined
 from tests.reference import addr, frames, packet, sack
 from tests.reference.addr import Address
@@ -495,6 +495,7 @@ TARGETS = {
         *registry.TARGETS,
         *targets_plugins.TARGETS,
         *policy.TARGETS,
+        *expression.TARGETS,
         *trust.TARGETS,
     )
 }

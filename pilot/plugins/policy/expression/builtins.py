@@ -20,17 +20,20 @@ from pilot.plugins.policy.expression.times import LOCAL_ZONE, SECOND, UTC_ZONE, 
 from pilot.plugins.policy.expression.values import (
     LISTS,
     AnyMap,
+    NilList,
     Pair,
     Pairs,
     as_int,
     equal,
     fetch,
+    from_utf8,
     go_kind,
     go_type,
     less,
     number,
     text,
     truncate,
+    utf8,
     wrap,
     wrong_type,
 )
@@ -98,10 +101,10 @@ def _lower(run: Run, value: Any) -> str:
     return text(value).lower() if text(value).isascii() else _simple_case(str.lower, value)
 
 
-def _split(run: Run, value: Any, separator: Any, count: Any = -1, *, keep: bool = False) -> tuple[str, ...]:
+def _split(run: Run, value: Any, separator: Any, count: Any = -1, *, keep: bool = False) -> Any:
     whole, between, limit = text(value), text(separator), as_int(count)
     if limit == 0:
-        return ()
+        return NilList()
     if between:
         parts = whole.split(between, limit - 1 if limit > 0 else -1)
         run.charge(len(parts))
@@ -111,7 +114,7 @@ def _split(run: Run, value: Any, separator: Any, count: Any = -1, *, keep: bool 
     return (*singles[: limit - 1], whole[limit - 1 :]) if 0 < limit < len(singles) else singles
 
 
-def _split_after(run: Run, value: Any, separator: Any, count: Any = -1) -> tuple[str, ...]:
+def _split_after(run: Run, value: Any, separator: Any, count: Any = -1) -> Any:
     return _split(run, value, separator, count, keep=True)
 
 
@@ -148,31 +151,30 @@ def _place(find: Callable[[str, str], int]) -> Function:
 
     def function(run: Run, value: Any, part: Any) -> int:
         at = find(text(value), text(part))
-        return at if at <= 0 or value.isascii() else len(value[:at].encode())
+        return at if at <= 0 or value.isascii() else len(utf8(value[:at]))
 
     return function
 
 
 def _to_base64(run: Run, value: Any) -> str:
-    return run.charge_text(base64.b64encode(text(value).encode()).decode())
+    return run.charge_text(base64.b64encode(utf8(text(value))).decode())
 
 
 def _from_base64(run: Run, value: Any) -> str:
-    raw = text(value).encode()
+    raw = utf8(text(value))
     if (bad := _first_bad(raw)) is not None:
         raise Failure(f"illegal base64 data at input byte {bad}")
-    return base64.b64decode(raw).decode("utf-8", "replace")
+    return from_utf8(base64.b64decode(raw))
 
 
-_BASE64 = re.compile(rb"(?:[\r\n]*[A-Za-z0-9+/]){4}")
+_BASE64 = re.compile(rb"(?:(?:[\r\n]*+[A-Za-z0-9+/]){4})*+")
 _BASE64_END = re.compile(rb"(?:[\r\n]*[A-Za-z0-9+/]){2}[\r\n]*(?:[A-Za-z0-9+/][\r\n]*=|=[\r\n]*=)[\r\n]*")
 
 
 def _first_bad(raw: bytes) -> int | None:
     """Where Go's decoder gives up, or None; for a group of characters that ends too early it is the group's start."""
-    at = 0
-    while found := _BASE64.match(raw, at):
-        at = found.end()
+    whole = _BASE64.match(raw)
+    at = whole.end() if whole else 0
     if found := _BASE64_END.match(raw, at):
         return None if found.end() == len(raw) else found.end()
     taken = 0
@@ -337,7 +339,7 @@ def _items(name: str, value: Any, refusal: str = "cannot {} {}") -> Any:
 
 def _end(at: int) -> Function:
     def function(run: Run, value: Any) -> Any:
-        value = value.encode() if isinstance(value, str) else value
+        value = utf8(value) if isinstance(value, str) else value
         return value[at] if isinstance(value, LISTS) and value else None
 
     return function
@@ -345,7 +347,7 @@ def _end(at: int) -> Function:
 
 def _get(run: Run, base: Any, key: Any) -> Any:
     if isinstance(base, (str, *LISTS)):
-        place, count = as_int(key), len(base.encode() if isinstance(base, str) else base)
+        place, count = as_int(key), len(utf8(base) if isinstance(base, str) else base)
         return fetch(base, place) if -count <= place < count else None
     return fetch(base, key) if isinstance(base, dict) else None
 
@@ -412,7 +414,7 @@ def _uniq(run: Run, value: Any) -> list[Any]:
     made: list[Any] = []
     for item in _items("uniq", value):
         run.tick(1 + len(made) // 16)
-        if not any(equal(item, other) for other in made):
+        if not any(equal(item, other, run.tick) for other in made):
             made.append(item)
     run.charge(len(made))
     return made
@@ -424,7 +426,7 @@ def _concat(run: Run, *values: Any) -> list[Any]:
         items = _items("concat", value)
         run.charge(len(items))
         made += items
-    return made
+    return made or NilList()
 
 
 def _flatten(run: Run, value: Any) -> list[Any]:
@@ -442,6 +444,8 @@ def _flatten(run: Run, value: Any) -> list[Any]:
 def sort_items(run: Run, items: list[Any], keys: list[Any], *, descending: bool) -> list[Any]:
     """Return the items in the order of their keys; Failure where two cannot be ordered."""
     run.charge(len(items))
+    if len({type(key) for key in keys}) == 1 and type(keys[0]) in (int, float, str):
+        return [items[place] for place in sorted(range(len(keys)), key=keys.__getitem__, reverse=descending)]
 
     def compare(a: tuple[int, Any], b: tuple[int, Any]) -> int:
         run.tick()
@@ -453,7 +457,7 @@ def sort_items(run: Run, items: list[Any], keys: list[Any], *, descending: bool)
 
 def _sort(run: Run, value: Any, order: Any = "asc") -> Any:
     if not isinstance(value, LISTS):
-        return []
+        return NilList()
     if text(order) not in ("asc", "desc"):
         raise Failure(f"invalid order {order}, expected asc or desc")
     items = list(value)
@@ -473,6 +477,7 @@ def _date(run: Run, *values: Any) -> Time:
     if given and isinstance(given[0], Zone):
         zone = given.pop(0)
     words = [text(value) for value in given]
+    run.tick(16)
     if not words:
         raise Failure("invalid date")
     try:

@@ -75,7 +75,7 @@ def check(node: Node, source: str, variables: Mapping[str, Type], want: Type) ->
     """
     checker = _Checker(source, variables)
     found = checker.visit(node)
-    if found.kind not in (Kind.ANY, want.kind):
+    if Kind.ANY not in (found.kind, want.kind) and found.kind is not want.kind:
         raise CompileError(f"expected {want.go}, but got {found if found.kind is Kind.NIL else found.go}")
 
 
@@ -430,7 +430,9 @@ def _either(left: Type, right: Type) -> Type:
     """The type of what is one or the other."""
     if left.kind is Kind.NIL:
         return right
-    if right.kind is Kind.NIL or left.go == right.go or (left == INTERFACE and right.kind is not Kind.ANY):
+    if left.go == right.go and left != right:
+        return array(ANY)
+    if right.kind is Kind.NIL or left == right or (left == INTERFACE and right.kind is not Kind.ANY):
         return left
     return ANY
 

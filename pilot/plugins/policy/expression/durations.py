@@ -68,6 +68,7 @@ def _fraction(digits: str, unit: int) -> int:
 
 def _quoted(text: str) -> str:
     """As Go's `time` package quotes: every byte outside of printable ASCII as an escape."""
+    text = text[:MAX_LENGTH]
     if all(" " <= char <= "~" and char not in '"\\' for char in text):
         return f'"{text}"'
     shown = []

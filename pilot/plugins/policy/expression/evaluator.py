@@ -219,7 +219,7 @@ class _Compiler:
 
             def coalesced(run: Run) -> Any:
                 value = left(run)
-                return right(run) if value is None else value
+                return right(run) if value is None or type(value) is values.NilList else value
 
             return coalesced
         right_node = self.folded.get(id(node.right), node.right)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from pilot.plugins.policy.expression.lexer import quoted
+from pilot.plugins.policy.expression.regexes import linear_pattern
 from pilot.plugins.policy.expression.times import (
     DAY,
     DAYS,
@@ -155,10 +156,12 @@ def parse_time_untrusted(text: str, layout: str, zone: Zone = UTC_ZONE) -> Time:
     Raises:
         ValueError: it shows none.
     """
-    complaint = ValueError(f"parsing time {quoted(text)} as {quoted(layout)}: cannot parse {quoted(text)}")
-    if len(layout) > MAX_LAYOUT_LENGTH or len(text) > MAX_LAYOUT_LENGTH:
+    is_too_long = len(layout) > MAX_LAYOUT_LENGTH or len(text) > MAX_LAYOUT_LENGTH
+    shown, shown_layout = quoted(text[:MAX_LAYOUT_LENGTH]), quoted(layout[:MAX_LAYOUT_LENGTH])
+    complaint = ValueError(f"parsing time {shown} as {shown_layout}: cannot parse {shown}")
+    if is_too_long:
         raise complaint
-    pattern, used = "", set()
+    pattern, used = "(?i)", set()
     for part, means_something in _elements(layout):
         piece = _reading(part) if means_something else re.escape(part)
         for name in re.findall(r"\?P<(\w+)>", piece):
@@ -167,10 +170,10 @@ def parse_time_untrusted(text: str, layout: str, zone: Zone = UTC_ZONE) -> Time:
                 piece = piece.replace(f"?P<{name}>", "?:")
             used.add(name)
         pattern += piece
-    found = re.fullmatch(pattern, text, re.ASCII | re.IGNORECASE)
-    if found is None:
-        raise complaint
     try:
+        found = linear_pattern(pattern).fullmatch(text) if text.isascii() and layout.isascii() else None
+        if found is None:
+            raise complaint
         return _moment({name: value for name, value in found.groupdict().items() if value is not None}, zone)
     except (ValueError, KeyError):
         raise complaint from None

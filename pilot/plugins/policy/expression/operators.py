@@ -55,24 +55,9 @@ def comparison(node: Binary, right_node: Node, left: Closure, right: Closure, lo
     exact = _EXACT.get(node.left.type.kind) if node.left.type.kind is right_node.type.kind else None
     if operator in ("==", "!=") and exact is not None:
         return _exact(left, right, right_node, exact, located, at, wanted=operator == "==")
-    if operator == "==":
-
-        def equal(run: Run) -> Any:
-            first, second = left(run), right(run)
-            if isinstance(first, (dict, *values.LISTS)):
-                run.tick(len(first))
-            return values.equal(first, second)
-
-        return equal
-    if operator == "!=":
-
-        def unequal(run: Run) -> Any:
-            first, second = left(run), right(run)
-            if isinstance(first, (dict, *values.LISTS)):
-                run.tick(len(first))
-            return not values.equal(first, second)
-
-        return unequal
+    if operator in ("==", "!="):
+        wanted = operator == "=="
+        return lambda run: values.equal(left(run), right(run), run.tick) is wanted
 
     def ordered(run: Run) -> Any:
         first, second = left(run), right(run)
@@ -124,7 +109,7 @@ def member_of_constants(constants: list[Any], left: Type, closure: Closure) -> C
         return lambda run: closure(run) in found
 
     def scanned(run: Run) -> bool:
-        return values.contains(closure(run), constants)
+        return values.contains(closure(run), constants, run.tick)
 
     return scanned
 
@@ -164,20 +149,27 @@ def _matches_constant(text: str) -> Callable[[Run, Any, Any], bool]:
 def _matches(run: Run, value: Any, pattern: Any) -> bool:
     if value is None or pattern is None:
         return False
-    compiled = pattern_untrusted(values.text(pattern))
-    return compiled.search(_readable(value) if type(value) is bytes else values.text(value)) is not None
+    compiled = pattern_untrusted(_readable(values.text(pattern)))
+    run.tick(16 + len(pattern) // 8)
+    return compiled.search(_readable(value if type(value) is bytes else values.text(value))) is not None
 
 
 def _readable(value: str | bytes) -> str:
-    return value if isinstance(value, str) else value.decode("utf-8", "replace")
+    """What RE2 can read: bytes that are no UTF-8 are replaced."""
+    if isinstance(value, str) and value.isascii():
+        return value
+    return (values.utf8(value) if isinstance(value, str) else value).decode("utf-8", "replace")
 
 
-def _on_texts(apply: Callable[[str, str], bool]) -> Callable[[Run, Any, Any], bool]:
+def _on_texts(apply: Callable[[Any, Any], bool]) -> Callable[[Run, Any, Any], bool]:
     def function(run: Run, value: Any, part: Any) -> bool:
         if value is None or part is None:
             return False
         whole = values.text(value)
-        return apply(whole, values.text(part))
+        part = values.text(part)
+        if whole.isascii() or part.isascii():
+            return apply(whole, part)
+        return apply(values.utf8(whole), values.utf8(part))
 
     return function
 
@@ -192,8 +184,8 @@ def _range(run: Run, first: Any, last: Any) -> values.Integers:
 
 def _in(run: Run, needle: Any, where: Any) -> bool:
     if isinstance(where, values.LISTS):
-        run.tick(len(where))
-    return values.contains(needle, where)
+        run.tick(len(where) // 4)
+    return values.contains(needle, where, run.tick)
 
 
 def _plain(apply: Callable[[Any, Any], Any]) -> Callable[[Run, Any, Any], Any]:
@@ -215,7 +207,7 @@ _FUNCTIONS: dict[str, Callable[[Run, Any, Any], Any]] = {
     "^": _plain(values.power),
     "..": _range,
     "in": _in,
-    "contains": _on_texts(str.__contains__),
-    "startsWith": _on_texts(str.startswith),
-    "endsWith": _on_texts(str.endswith),
+    "contains": _on_texts(lambda whole, part: part in whole),
+    "startsWith": _on_texts(lambda whole, part: whole.startswith(part)),
+    "endsWith": _on_texts(lambda whole, part: whole.endswith(part)),
 }

@@ -59,7 +59,8 @@ def parse_untrusted(source: str) -> Node:
     """
     if len(source) > MAX_SOURCE_LENGTH:
         raise CompileError(f"expression too long (more than {MAX_SOURCE_LENGTH} characters)")
-    return _Parser(source).parse()
+    # Half of a surrogate pair, which JSON can write, is no text: Go's decoder replaces it.
+    return _Parser(source.encode("utf-16", "surrogatepass").decode("utf-16", "replace")).parse()
 
 
 class _Parser:

@@ -8,7 +8,7 @@ from typing import Any
 from pilot.plugins.policy.expression.builtins import sort_items
 from pilot.plugins.policy.expression.errors import Failure
 from pilot.plugins.policy.expression.run import Closure, Run
-from pilot.plugins.policy.expression.values import LISTS, AnyMap, add, boolean, go_type
+from pilot.plugins.policy.expression.values import LISTS, AnyMap, add, boolean, go_type, utf8
 
 Each = Callable[[Run, Any], Iterator[tuple[Any, Any]]]
 """The elements of a list, each with what the body gives for it."""
@@ -29,7 +29,7 @@ def elements(value: Any) -> Any:
     if isinstance(value, LISTS):
         return value
     if isinstance(value, str):
-        return list(value.encode())
+        return list(utf8(value))
     if value is None:
         raise Failure("reflect: call of reflect.Value.Len on zero Value")
     if isinstance(value, dict):

@@ -8,6 +8,7 @@ knows and Go does not.
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import lru_cache
 from typing import Any
 
 import re2  # type: ignore[import-untyped, unused-ignore]
@@ -28,7 +29,6 @@ _GO_MESSAGES = {
     "bad repetition operator": "invalid nested repetition operator",
     "invalid named capture group": "invalid named capture",
     "invalid character class": "invalid character class",
-    "pattern too large": "expression too large",
 }
 
 _OPTIONS = re2.Options()
@@ -63,6 +63,19 @@ def pattern_untrusted(text: str) -> Any:
     return found
 
 
+@lru_cache(MAX_PATTERNS_CACHED)
+def linear_pattern(text: str) -> Any:
+    """Return a pattern of ours, which a stranger's layout has a part in; it is matched in linear time all the same.
+
+    Raises:
+        ValueError: it would take more than MAX_PATTERN_MEMORY.
+    """
+    try:
+        return re2.compile(text, _OPTIONS)
+    except re2.error as error:
+        raise ValueError(str(error)) from None
+
+
 def _any_byte(text: str) -> int | None:
     r"""Where `\C`, which Go does not know, stands outside of `\Q...\E`."""
     at = 0
@@ -84,5 +97,7 @@ def _go_message(error: Exception) -> str:
     kind, separator, fragment = text.partition(": ")
     if text.startswith("trailing \\"):
         return "error parsing regexp: trailing backslash at end of expression: ``"
+    if text.startswith("pattern too large"):
+        return "error parsing regexp: expression too large"
     kind = _GO_MESSAGES.get(kind, kind)
     return f"error parsing regexp: {kind}: `{fragment}`" if separator else f"error parsing regexp: {kind}"

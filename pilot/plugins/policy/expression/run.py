@@ -58,7 +58,7 @@ class Run:
         self.memory += items
         if self.memory >= MEMORY_BUDGET:
             raise Failure("memory budget exceeded")
-        self.tick(items // 16)
+        self.tick(1 + items // 16)
 
     def charge_text(self, text: str) -> str:
         """Count the characters of a long text made; return it."""

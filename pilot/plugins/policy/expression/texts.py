@@ -13,7 +13,17 @@ from pilot.plugins.policy.expression.errors import Failure
 from pilot.plugins.policy.expression.layouts import RFC3339_NANO, STRING_LAYOUT, format_time
 from pilot.plugins.policy.expression.limits import MAX_DEPTH
 from pilot.plugins.policy.expression.times import Duration, Month, Time, Weekday, Zone
-from pilot.plugins.policy.expression.values import LISTS, AnyMap, Integers, Pair, Pairs, format_float, go_type
+from pilot.plugins.policy.expression.values import (
+    LISTS,
+    AnyMap,
+    Integers,
+    NilList,
+    Pair,
+    Pairs,
+    format_float,
+    go_type,
+    utf8,
+)
 
 TYPE_NAMES: dict[type, str] = {
     type(None): "nil",
@@ -24,6 +34,7 @@ TYPE_NAMES: dict[type, str] = {
     list: "array",
     bytes: "array",
     Integers: "array",
+    NilList: "array",
     tuple: "array",
     Pair: "array",
     Pairs: "array",
@@ -70,13 +81,15 @@ def show(value: Any, charge: Callable[[int], None]) -> str:
 
 
 _HTML = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-_MUST_ESCAPE = re.compile(r'[\x00-\x1f"\\<>&\u2028\u2029]')
+_MUST_ESCAPE = re.compile(r'[\x00-\x1f"\\<>&\u2028\u2029\ud800-\udfff]')
 _SHORT = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
 
 
 def _json_text(value: str) -> str:
     def escape(found: re.Match[str]) -> str:
         char = found[0]
+        if "\ud800" <= char <= "\udfff":
+            return "\\ufffd"
         return _SHORT.get(char) or _HTML.get(char) or f"\\u{ord(char):04x}"
 
     return f'"{_MUST_ESCAPE.sub(escape, value)}"'
@@ -84,7 +97,7 @@ def _json_text(value: str) -> str:
 
 def to_json(value: Any, charge: Callable[[int], None], indent: str = "\n") -> str:
     """`toJSON`: the value as Go's encoder writes it, two spaces deep."""
-    if value is None:
+    if value is None or isinstance(value, NilList):
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -161,7 +174,7 @@ def _nesting(text: str) -> int:
 def _decoder_text(text: str, error: json.JSONDecodeError) -> str:
     if error.pos >= len(text.rstrip()):
         return "unexpected end of JSON input"
-    char = chr(text[error.pos].encode()[0])
+    char = chr(utf8(text[error.pos])[0])
     what = {
         "Extra data": "after top-level value",
         "Expecting property name enclosed in double quotes": "looking for beginning of object key string",

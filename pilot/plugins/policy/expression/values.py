@@ -7,6 +7,7 @@ Whatever is wrong with operands is a `Failure` with Go's text.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from pilot.plugins.policy.expression.errors import Failure
@@ -40,6 +41,10 @@ class Integers(list[int]):
     """A range: Go's `[]int`, equal to a list with the same elements."""
 
 
+class NilList(list[Any]):
+    """Go's nil slice, which `concat` of nothing gives: an empty list that equals nil."""
+
+
 class Pair(list[Any]):
     """A pair that `toPairs` made: an array in Go, so never equal to a list."""
 
@@ -58,6 +63,7 @@ _GO_TYPES: dict[type, str] = {
     bytes: "[]uint8",
     list: "[]interface {}",
     Integers: "[]int",
+    NilList: "[]interface {}",
     Pair: "[2]interface {}",
     Pairs: "[][2]interface {}",
     dict: "map[string]interface {}",
@@ -118,6 +124,22 @@ def boolean(value: Any) -> bool:
     raise wrong_type(value, "bool")
 
 
+def utf8(value: str) -> bytes:
+    """Return the bytes of a text; those that were no UTF-8 when it was made come back as they were.
+
+    Half of a surrogate pair, which JSON can write and no text can hold, is replaced.
+    """
+    try:
+        return value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def from_utf8(raw: bytes) -> str:
+    """Return bytes as a text; those that are no UTF-8 are kept as such."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
 def text(value: Any) -> str:
     """Return a text that is one; Failure if it is not."""
     if type(value) is str:
@@ -130,11 +152,15 @@ def number(value: Any) -> bool:
     return type(value) is int or type(value) is float
 
 
-_LISTS = frozenset({list, tuple, bytes, Integers})
-_CONTAINERS = frozenset({list, tuple, bytes, Integers, dict, AnyMap, Pair, Pairs})
+_LISTS = frozenset({list, tuple, bytes, Integers, NilList})
+_CONTAINERS = frozenset({list, tuple, bytes, Integers, NilList, dict, AnyMap, Pair, Pairs})
 
 
-def equal(a: Any, b: Any) -> bool:
+Tick = Callable[[int], None]
+"""Is told of steps, and may end it all: lists that hold one list twice have more elements than memory has room for."""
+
+
+def equal(a: Any, b: Any, tick: Tick) -> bool:
     """`==`: numbers by value, lists by their elements, all else only if the types agree too."""
     kind, other = type(a), type(b)
     if kind is other and kind not in _CONTAINERS:
@@ -142,18 +168,22 @@ def equal(a: Any, b: Any) -> bool:
     if number(a) and number(b):
         return float(a) == float(b)
     if kind in _LISTS and other in _LISTS:
-        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
-    return deep_equal(a, b)
+        tick(1 + len(a) // 4)
+        return len(a) == len(b) and all(equal(x, y, tick) for x, y in zip(a, b, strict=True))
+    if a is None or b is None:
+        return kind is NilList or other is NilList
+    return deep_equal(a, b, tick)
 
 
-def deep_equal(a: Any, b: Any) -> bool:
+def deep_equal(a: Any, b: Any, tick: Tick) -> bool:
     """The same values of the same types, all the way down."""
     if go_type(a) != go_type(b):
         return False
+    tick(1)
     if isinstance(a, LISTS):
-        return len(a) == len(b) and all(deep_equal(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(deep_equal(x, y, tick) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(deep_equal(value, b[key]) for key, value in a.items())
+        return a.keys() == b.keys() and all(deep_equal(value, b[key], tick) for key, value in a.items())
     return bool(a == b)
 
 
@@ -189,7 +219,7 @@ def add(a: Any, b: Any) -> Any:
     if kind is str and other is str:
         if len(a) + len(b) >= MEMORY_BUDGET:
             raise Failure("memory budget exceeded")
-        return a + b
+        return a + b if a.isascii() or b.isascii() else from_utf8(utf8(a) + utf8(b))
     if kind is Duration and other is Duration:
         return Duration(wrap(int(a) + int(b)))
     if kind is Time and other is Duration:
@@ -292,12 +322,12 @@ def truncate(value: float) -> int:
     return int(value) if -9.3e18 < value < 9.3e18 and SMALLEST <= int(value) <= LARGEST else SMALLEST
 
 
-def contains(needle: Any, where: Any) -> bool:
+def contains(needle: Any, where: Any, tick: Tick) -> bool:
     """`in`"""
     if where is None:
         return False
     if isinstance(where, LISTS):
-        return any(equal(needle, item) for item in where)
+        return any(equal(needle, item, tick) for item in where)
     if type(where) is AnyMap:
         return AnyMap.key(needle) in where
     if isinstance(where, dict):
@@ -326,7 +356,7 @@ def length(value: Any) -> int:
 
 def last_bound(value: Any) -> int:
     """Where `base[start:]` ends: a text has as many places as bytes."""
-    return len(value.encode()) if isinstance(value, str) else length(value)
+    return len(utf8(value)) if isinstance(value, str) else length(value)
 
 
 def fetch(base: Any, index: Any) -> Any:
@@ -338,7 +368,7 @@ def fetch(base: Any, index: Any) -> Any:
     if isinstance(base, dict):
         return None if index is None else base.get(_map_key(index))
     if type(base) is str:
-        raw = base.encode()
+        raw = utf8(base)
         return raw[position(index, len(raw))]
     shown = index if isinstance(index, str) else "<nil>" if index is None else show_number(index)
     raise Failure(f"cannot fetch {shown} from {go_type(base)}")
@@ -357,9 +387,9 @@ def position(index: Any, count: int) -> int:
 def cut(base: Any, start: Any, stop: Any) -> Any:
     """`base[start:stop]`; a text is cut between bytes."""
     if isinstance(base, str):
-        raw = base.encode()
+        raw = utf8(base)
         first, last = _bounds(start, stop, len(raw))
-        return raw[first:last].decode("utf-8", "replace")
+        return from_utf8(raw[first:last])
     if isinstance(base, LISTS):
         first, last = _bounds(start, stop, len(base))
         return type(base)(base[first:last])
