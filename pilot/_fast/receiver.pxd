@@ -1,6 +1,7 @@
 # The receiving half of a stream (_fast, L7): see receiver.pyx.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from pilot._fast.budget cimport Share
 from pilot._fast.reassembly cimport Reassembly
 from pilot._fast.ring cimport ring
 
@@ -19,11 +20,6 @@ cdef enum arrival:
     DROPPED = 3                     # no room, or too far ahead: as if it had been lost
 
 
-cdef class Budget:
-    cdef readonly uint64_t limit    # bytes all receive rings of a node may own together
-    cdef readonly uint64_t used
-
-
 cdef class Receiver(Reassembly):
     cdef uint32_t irs               # the peer's initial sequence number
     cdef uint64_t next              # RCV.NXT as a stream offset
@@ -32,7 +28,7 @@ cdef class Receiver(Reassembly):
     cdef uint64_t most              # what `limit` may grow to
     cdef uint64_t grown_at          # `read_at` when it grew last
     cdef uint64_t limit             # most bytes kept between read_at and the highest byte received
-    cdef Budget budget
+    cdef Share share                # the peer's, of the memory for receive rings
     cdef uint64_t edge              # right edge of the window last advertised
     cdef uint32_t advertised        # slots last advertised
     cdef bint discard               # nobody will read any more

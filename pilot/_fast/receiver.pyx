@@ -6,6 +6,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from pilot._fast._endian cimport store32
+from pilot._fast.budget cimport Share
 from pilot._fast.reassembly cimport Reassembly, range64
 from pilot._fast.ring cimport ring_read, ring_release, ring_resize, ring_write
 
@@ -17,19 +18,6 @@ cdef enum:
     FIRST_DOUBT = 8                 # gaps until the losses of a new stream are taken to be random
     BURST_DOUBT = 32                # ... and after a burst
     SMALL_RING = 16384              # freed as soon as it is empty; larger ones wait for an idle tick
-    SMALLEST_RING = 4096            # ring.pxd allocates no less; holds a segment of the oldest builds
-    FAIR_RING = 65536               # rings up to this size may use the whole budget, larger ones three quarters
-
-
-cdef class Budget:
-    """Memory of all receive rings of one node, in bytes. A ring that cannot grow drops; the peer sends again.
-
-    A quarter is left to small rings, and the smallest ring is every stream's right, beyond the limit if need be:
-    readers that stopped, or a peer that leaves a hole in each of its streams, may fill the rest as long as they like.
-    """
-
-    def __cinit__(self, limit: int = 1 << 30) -> None:
-        self.limit = limit
 
 
 @cython.no_gc
@@ -37,9 +25,9 @@ cdef class Receiver(Reassembly):
     """What has arrived. Never blocks: beyond its byte limit it drops unacknowledged, and
     the sender's loss recovery repairs it."""
 
-    def __cinit__(self, limit: int, Budget budget not None) -> None:
+    def __cinit__(self, limit: int, Share share not None) -> None:
         self.limit = limit if limit > MIN_LIMIT else MIN_LIMIT
-        self.budget = budget
+        self.share = share
         self.doubt = FIRST_DOUBT
         self.bytes_.data = NULL
         self.bytes_.capacity = 0
@@ -49,7 +37,7 @@ cdef class Receiver(Reassembly):
 
     cdef void release(self) noexcept:
         if self.bytes_.capacity:
-            self.budget.used -= self.bytes_.capacity
+            self.share.resized(self.bytes_.capacity, 0)
             ring_release(&self.bytes_)
 
     cdef void trim(self) noexcept:
@@ -64,18 +52,7 @@ cdef class Receiver(Reassembly):
 
     cdef uint64_t reachable(self) noexcept:
         """The largest ring the node's budget allows this stream now: what is promised to the peer must be kept."""
-        cdef uint64_t most = self.bytes_.capacity
-        cdef uint64_t others = self.budget.used - most
-        cdef uint64_t limit = self.budget.limit
-        if most == 0:
-            most = SMALLEST_RING
-        while most < self.limit:
-            if most * 2 > FAIR_RING:
-                limit = self.budget.limit - self.budget.limit // 4
-            if others + most * 2 > limit:
-                break
-            most *= 2
-        return most
+        return self.share.reachable(self.bytes_.capacity, self.limit)
 
     cdef bint make_room(self, uint64_t end) noexcept:
         cdef size_t before = self.bytes_.capacity
@@ -89,7 +66,7 @@ cdef class Receiver(Reassembly):
             kept = self.next
         if not ring_resize(&self.bytes_, needed, self.read_at, kept):
             return False
-        self.budget.used += self.bytes_.capacity - before
+        self.share.resized(before, self.bytes_.capacity)
         return True
 
     cdef arrival take(self, uint32_t seq, const uint8_t *payload, uint32_t length) noexcept:

@@ -231,8 +231,8 @@ cdef class StreamCore(StreamPackets):
             if advanced:
                 if self.interest & WAKE_WRITE:
                     out.widen(path.cwnd)
-                if self.interest & WAKE_WRITE and out.room() >= (
-                        out.limit // 2 if out.limit < WAKE_ROOM * 2 else WAKE_ROOM):
+                if self.interest & WAKE_WRITE and (out.una == out.end or out.room() >= (
+                        out.limit // 2 if out.limit < WAKE_ROOM * 2 else WAKE_ROOM)):
                     self.events |= WAKE_WRITE
                     self.host.touch(self)
                 if self.interest & WAKE_ACKED:

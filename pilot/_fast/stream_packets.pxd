@@ -1,10 +1,11 @@
 # The packets of a stream and what it needs of its table (_fast, L7): see stream_packets.pyx.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from pilot._fast.budget cimport Budget
 from pilot._fast.egress cimport Egress
 from pilot._fast.packet cimport packet
 from pilot._fast.peer cimport Peer
-from pilot._fast.receiver cimport Budget, Receiver, arrival
+from pilot._fast.receiver cimport Receiver, arrival
 from pilot._fast.recovery cimport segment
 from pilot._fast.sender cimport Sender
 from pilot._fast.timers cimport TimerEntry, TimerHeap
@@ -26,7 +27,8 @@ cdef enum:
 cdef class StreamHost:
     cdef Egress egress
     cdef TimerHeap timers
-    cdef readonly Budget budget
+    cdef readonly Budget budget         # of receive rings
+    cdef readonly Budget send_budget
     cdef double now(self) noexcept
     cdef void touch(self, StreamPackets stream) noexcept               # deliver its wake-ups at the end of the batch
     cdef void want_flush(self, StreamPackets stream) noexcept          # it has something to send

@@ -245,6 +245,15 @@ cdef class StreamPackets(TimerEntry):
         return self.into.next - self.into.read_at
 
     @property
+    def held(self) -> int:
+        """Bytes that have arrived behind a hole."""
+        cdef uint64_t total = 0
+        cdef int i
+        for i in range(self.into.count):
+            total += self.into.ranges[i].right - self.into.ranges[i].left
+        return total
+
+    @property
     def written(self) -> int:
         """Bytes taken by `write` since the stream began."""
         return self.out.end

@@ -251,7 +251,7 @@ def test_a_stock_sender_need_not_wait_for_its_timeout(lost: dict[int, int], roun
 
 def answers(gap_segments: int) -> list[int]:
     """How often each of ten segments behind the last of 20 holes is acknowledged, when each hole is so wide."""
-    network, node, _ = stage(delay=0.0)
+    _network, node, _ = stage(delay=0.0)
     node.listen(7)
     talk = ScriptedPeer(node, 3).open(7)
     at, counts = 0, []
