@@ -10,7 +10,7 @@ import pytest
 FAST = Path(__file__).parent.parent / "pilot" / "_fast"
 
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"_endian", "errors", "stream_types"}),
+    frozenset({"_endian", "errors", "stream_types", "budget"}),
     frozenset({"addr", "netaddr", "packet", "table", "timers", "window", "ring", "eventbus"}),
     frozenset({"port", "interfaces"}),
     frozenset({"udp", "recorder"}),

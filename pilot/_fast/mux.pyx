@@ -13,10 +13,11 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from pilot._fast.addr cimport Addr, new_addr
+from pilot._fast.budget cimport Budget, Share
 from pilot._fast.egress cimport WAY_CURRENT, Egress
 from pilot._fast.packet cimport FLAG_ACK, FLAG_FIN, FLAG_RST, FLAG_SYN, PROTOCOL_DATAGRAM, PROTOCOL_STREAM, packet
 from pilot._fast.peer cimport BASE_SEGMENT, Peer
-from pilot._fast.receiver cimport Budget, Receiver
+from pilot._fast.receiver cimport Receiver
 from pilot._fast.sender cimport Sender
 from pilot._fast.stream cimport ESTABLISHED, SYN_SENT, TIME_WAIT, StreamCore
 from pilot._fast.stream_packets cimport StreamHost, StreamPackets
@@ -52,7 +53,7 @@ class MuxSettings(NamedTuple):
     send_limit: int = 1 << 20           # bytes written and not yet acknowledged, one stream, at first ...
     max_send_limit: int = 32 << 20      # ... and where the path holds more
     congestion: str = "bbr"             # or "cubic"
-    memory_budget: int = 1 << 30        # bytes of all receive buffers of the node
+    memory_budget: int = 1 << 30        # bytes of all receive buffers of the node, and as much of all send buffers
     resets_per_second: float = 10.0     # answers to data for unknown streams
 
 
@@ -101,6 +102,7 @@ cdef class Mux(StreamHost):
         self.scheduler = scheduler
         self.settings = settings
         self.budget = Budget(settings.memory_budget)
+        self.send_budget = Budget(settings.memory_budget)
         self.streams = Table()
         self.listeners = {}
         self.touched = []
@@ -136,9 +138,12 @@ cdef class Mux(StreamHost):
 
     cdef StreamCore new_stream(self, Peer peer, uint16_t network, uint32_t node, uint16_t local_port,
                                uint16_t remote_network, uint32_t remote_node, uint16_t remote_port):
-        cdef StreamCore stream = StreamCore(
-            self, peer, Sender(self.writes_limit, self.random_isn.getrandbits(32)),
-            Receiver(self.reads_limit, self.budget))
+        cdef StreamCore stream
+        if peer.reading is None:
+            peer.reading, peer.writing = Share(self.budget), Share(self.send_budget)
+        stream = StreamCore(
+            self, peer, Sender(self.writes_limit, self.random_isn.getrandbits(32), peer.writing),
+            Receiver(self.reads_limit, peer.reading))
         stream.out.most = self.settings.max_send_limit
         stream.into.most = self.settings.max_receive_limit
         stream.local_network, stream.local_node, stream.local_port = network, node, local_port

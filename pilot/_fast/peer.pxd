@@ -1,6 +1,7 @@
 # What the hot path knows about one remote node (_fast, L4-6): see peer.pyx.
 from libc.stdint cimport uint32_t, uint64_t
 
+from pilot._fast.budget cimport Share
 from pilot._fast.congestion cimport Congestion
 from pilot._fast.netaddr cimport netaddr
 from pilot._fast.seal cimport Session
@@ -38,6 +39,8 @@ cdef class Peer(TimerEntry):      # its deadline: when pacing lets the next segm
     cdef double reject_reported
     cdef uint32_t segment
     cdef readonly Congestion path
+    cdef readonly Share reading     # memory of its streams' receive rings; None before the first stream
+    cdef readonly Share writing
     cdef list pending               # (bytes, queued at)
     cdef list stash                 # (bytearray, arrived at, came by relay)
     cdef object blocked             # a deque of streams that wait for room in the congestion window

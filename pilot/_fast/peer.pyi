@@ -1,5 +1,6 @@
 from typing_extensions import disjoint_base
 
+from pilot._fast.budget import Share
 from pilot._fast.congestion import Congestion
 from pilot._fast.seal import Session
 from pilot._fast.timers import TimerEntry
@@ -24,6 +25,10 @@ class Peer(TimerEntry):
     segment_bytes: int
     @property
     def node(self) -> int: ...
+    @property
+    def reading(self) -> Share | None: ...
+    @property
+    def writing(self) -> Share | None: ...
     @property
     def is_self(self) -> bool: ...
     @property

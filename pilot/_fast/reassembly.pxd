@@ -8,6 +8,7 @@ cdef enum:
 cdef struct range64:
     uint64_t left
     uint64_t right
+    uint64_t tail               # where the segment begins that ends at `right`
 
 
 cdef class Reassembly:
@@ -16,8 +17,9 @@ cdef class Reassembly:
     cdef int capacity
     cdef int changed            # index of the range the last insert touched
     cdef int rotation           # where the next SACK goes on reporting
+    cdef uint64_t last          # where the segment begins that ends at RCV.NXT
     cdef bint add(self, uint64_t left, uint64_t right) noexcept
     cdef uint64_t advance(self, uint64_t next) noexcept
     cdef uint64_t highest(self) noexcept
-    cdef int choose(self, range64 *out) noexcept
+    cdef int choose(self, range64 *out, int most) noexcept
     cdef void clear(self) noexcept

@@ -3,10 +3,6 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memmove
 
-cdef enum:
-    SACK_BLOCKS = 4
-
-
 cdef class Reassembly:
     """Ranges of stream offsets held behind a hole. The bytes themselves are in the
     receive ring, at their final place."""
@@ -17,6 +13,7 @@ cdef class Reassembly:
     cdef bint add(self, uint64_t left, uint64_t right) noexcept:
         """Remember [left, right), merged with what it touches. False: table full or no memory, drop the segment."""
         cdef int low = 0, high = self.count, middle, end
+        cdef uint64_t tail = left
         cdef range64 *grown
         # First range that ends at or behind `left`: the only candidate to merge with from below.
         while low < high:
@@ -33,6 +30,7 @@ cdef class Reassembly:
                 left = self.ranges[low].left
             if self.ranges[end - 1].right > right:
                 right = self.ranges[end - 1].right
+                tail = self.ranges[end - 1].tail
             memmove(&self.ranges[low + 1], &self.ranges[end], (self.count - end) * sizeof(range64))
             self.count -= end - low - 1
         else:
@@ -48,6 +46,7 @@ cdef class Reassembly:
             self.count += 1
         self.ranges[low].left = left
         self.ranges[low].right = right
+        self.ranges[low].tail = tail
         self.changed = low
         return True
 
@@ -57,6 +56,7 @@ cdef class Reassembly:
         while gone < self.count and self.ranges[gone].left <= next:
             if self.ranges[gone].right > next:
                 next = self.ranges[gone].right
+                self.last = self.ranges[gone].tail
             gone += 1
         if gone:
             self.count -= gone
@@ -69,8 +69,8 @@ cdef class Reassembly:
     cdef uint64_t highest(self) noexcept:
         return self.ranges[self.count - 1].right if self.count else 0
 
-    cdef int choose(self, range64 *out) noexcept:
-        """At most four blocks: the one that just changed, then the others in turn,
+    cdef int choose(self, range64 *out, int most) noexcept:
+        """At most `most` blocks: the one that just changed, then the others in turn,
         so that every hole is reported soon."""
         cdef int n = 0, i, tried
         if self.count == 0:
@@ -80,13 +80,13 @@ cdef class Reassembly:
         out[0] = self.ranges[self.changed]
         n = 1
         for tried in range(self.count):
-            if n == SACK_BLOCKS:
+            if n == most:
                 break
             i = (self.rotation + tried) % self.count
             if i != self.changed:
                 out[n] = self.ranges[i]
                 n += 1
-                if n == SACK_BLOCKS:
+                if n == most:
                     self.rotation = (i + 1) % self.count
         return n
 

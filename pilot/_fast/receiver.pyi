@@ -3,11 +3,4 @@ from typing_extensions import disjoint_base
 from pilot._fast.reassembly import Reassembly
 
 @disjoint_base
-class Budget:
-    @property
-    def limit(self) -> int: ...
-    @property
-    def used(self) -> int: ...
-
-@disjoint_base
 class Receiver(Reassembly): ...

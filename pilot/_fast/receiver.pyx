@@ -1,28 +1,23 @@
 """The receiving half of a stream: bytes put at their final place in a ring, RCV.NXT, the
 advertised window, SACK blocks (_fast, L7)."""
 cimport cython
+from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from pilot._fast._endian cimport store32
+from pilot._fast.budget cimport Share
 from pilot._fast.reassembly cimport Reassembly, range64
 from pilot._fast.ring cimport ring_read, ring_release, ring_resize, ring_write
 
+cdef double REPAIR_GRACE = 0.005
+cdef double LONGEST_WAIT = 0.15         # a stock sender's timeout comes 200 ms after the last progress, or later
+
 cdef enum:
+    BURST = 4 * SLOT_WORTH          # one gap in 1000 at 10 % random loss; one in four where a short queue overflows
+    FIRST_DOUBT = 8                 # gaps until the losses of a new stream are taken to be random
+    BURST_DOUBT = 32                # ... and after a burst
     SMALL_RING = 16384              # freed as soon as it is empty; larger ones wait for an idle tick
-    SMALLEST_RING = 4096            # ring.pxd allocates no less; holds a segment of the oldest builds
-    FAIR_RING = 65536               # rings up to this size may use the whole budget, larger ones three quarters
-
-
-cdef class Budget:
-    """Memory of all receive rings of one node, in bytes. A ring that cannot grow drops; the peer sends again.
-
-    A quarter is left to small rings, and the smallest ring is every stream's right, beyond the limit if need be:
-    readers that stopped, or a peer that leaves a hole in each of its streams, may fill the rest as long as they like.
-    """
-
-    def __cinit__(self, limit: int = 1 << 30) -> None:
-        self.limit = limit
 
 
 @cython.no_gc
@@ -30,9 +25,10 @@ cdef class Receiver(Reassembly):
     """What has arrived. Never blocks: beyond its byte limit it drops unacknowledged, and
     the sender's loss recovery repairs it."""
 
-    def __cinit__(self, limit: int, Budget budget not None) -> None:
+    def __cinit__(self, limit: int, Share share not None) -> None:
         self.limit = limit if limit > MIN_LIMIT else MIN_LIMIT
-        self.budget = budget
+        self.share = share
+        self.doubt = FIRST_DOUBT
         self.bytes_.data = NULL
         self.bytes_.capacity = 0
 
@@ -41,7 +37,7 @@ cdef class Receiver(Reassembly):
 
     cdef void release(self) noexcept:
         if self.bytes_.capacity:
-            self.budget.used -= self.bytes_.capacity
+            self.share.resized(self.bytes_.capacity, 0)
             ring_release(&self.bytes_)
 
     cdef void trim(self) noexcept:
@@ -56,18 +52,7 @@ cdef class Receiver(Reassembly):
 
     cdef uint64_t reachable(self) noexcept:
         """The largest ring the node's budget allows this stream now: what is promised to the peer must be kept."""
-        cdef uint64_t most = self.bytes_.capacity
-        cdef uint64_t others = self.budget.used - most
-        cdef uint64_t limit = self.budget.limit
-        if most == 0:
-            most = SMALLEST_RING
-        while most < self.limit:
-            if most * 2 > FAIR_RING:
-                limit = self.budget.limit - self.budget.limit // 4
-            if others + most * 2 > limit:
-                break
-            most *= 2
-        return most
+        return self.share.reachable(self.bytes_.capacity, self.limit)
 
     cdef bint make_room(self, uint64_t end) noexcept:
         cdef size_t before = self.bytes_.capacity
@@ -81,13 +66,14 @@ cdef class Receiver(Reassembly):
             kept = self.next
         if not ring_resize(&self.bytes_, needed, self.read_at, kept):
             return False
-        self.budget.used += self.bytes_.capacity - before
+        self.share.resized(before, self.bytes_.capacity)
         return True
 
     cdef arrival take(self, uint32_t seq, const uint8_t *payload, uint32_t length) noexcept:
         """One data segment. Duplicate parts are trimmed; segments of any size and any cut are understood."""
         cdef uint64_t start = self.offset_of(seq)
         cdef uint64_t end = start + length
+        cdef uint64_t known
         if <int64_t> (end - self.next) <= 0:
             return DUPLICATE
         if <int64_t> (start - self.next) < 0:
@@ -102,10 +88,14 @@ cdef class Receiver(Reassembly):
             return DROPPED
         if start == self.next:
             ring_write(&self.bytes_, start, payload, end - start)
+            self.last = start
             self.next = self.advance(end) if self.count else end
             return IN_ORDER
+        known = self.highest() if self.count else self.next
         if not self.add(start, end):
             return DROPPED
+        if start > known:
+            self.judge_gap(start - known)
         ring_write(&self.bytes_, start, payload, end - start)
         return HELD
 
@@ -129,15 +119,73 @@ cdef class Receiver(Reassembly):
     cdef int build_sack(self, uint8_t *out) noexcept:
         """The SACK payload for the ranges held, 0 when there are none."""
         cdef range64 blocks[4]
-        cdef int n = self.choose(blocks), i
-        if n == 0:
+        cdef int n, i
+        if self.count == 0:
             return 0
+        if self.withheld:
+            blocks[0].left, blocks[0].right = self.next - self.withheld, self.next
+            n = 1 + self.choose(blocks + 1, SACK_BLOCKS - 1)
+        else:
+            n = self.choose(blocks, SACK_BLOCKS)
         memcpy(out, b"SACK", 4)
         out[4] = <uint8_t> n
         for i in range(n):
             store32(out + 5 + 8 * i, <uint32_t> (self.irs + 1 + blocks[i].left))
             store32(out + 9 + 8 * i, <uint32_t> (self.irs + 1 + blocks[i].right))
         return 5 + 8 * n
+
+    cdef uint32_t acknowledge(self) noexcept:
+        """The sequence number to acknowledge, remembered."""
+        cdef uint64_t offset = self.acknowledged()
+        if offset != self.told:
+            self.told = offset
+            self.duplicates = 0
+        return <uint32_t> (self.irs + 1 + offset)
+
+    cdef double patience(self) noexcept:
+        """How long a repair may take; INFINITY when that is not known, or when the sender's own timeout comes first."""
+        cdef double wait = 1.5 * self.repair_time + REPAIR_GRACE
+        return wait if self.repair_time > 0.0 and wait < LONGEST_WAIT else INFINITY
+
+    cdef void judge_gap(self, uint64_t length) noexcept:
+        """A new hole: several segments in a row are rarely lost by chance, and often by a full queue."""
+        if length >= BURST:
+            self.doubt = BURST_DOUBT
+        elif self.doubt > 0:
+            self.doubt -= 1
+
+    cdef void withhold(self) noexcept:
+        """Keep the last segment in order out of the acknowledgment, as something to acknowledge later."""
+        if self.patience() < INFINITY:
+            self.withheld = self.next - self.last
+
+    cdef double ask_repair(self, arrival result, double now) noexcept:
+        """What the acknowledgment of this segment, with a hole open before or behind it, will make a stock sender do.
+
+        It repairs one hole at the third duplicate, and then one for each acknowledgment that advances; a repair that is
+        lost waits for its timeout, 200 ms at least (streams.md 9.5). So one segment is left for a second such
+        acknowledgment, and SACKed meanwhile. Returns when that is due, 0.0 for when it was before.
+        """
+        if result == IN_ORDER:
+            if self.asked_at > 0.0 and not self.asked_again and now - self.asked_at < LONGEST_WAIT:
+                self.repair_time += (now - self.asked_at - self.repair_time) / (4 if self.repair_time > 0.0 else 1)
+            self.withheld = 0
+            self.asked_at = 0.0
+            self.asked_again = False
+            if self.count == 0:
+                return INFINITY
+            if self.last > self.told:
+                self.withhold()                     # the rest still advances
+            self.asked_at = now
+            return now + self.patience()
+        if result != HELD:
+            self.withheld = 0                       # the sender repeats what it was told of: it may have forgotten
+            return 0.0
+        if self.duplicates == 0 and self.asked_at == 0.0 and self.last >= self.told:
+            self.withhold()
+        if self.duplicates == DUPLICATES_NEEDED - 1 and self.asked_at == 0.0:
+            self.asked_at = now
+        return now + self.patience() if self.duplicates == 0 or self.duplicates == DUPLICATES_NEEDED - 1 else 0.0
 
     cdef uint64_t consume(self, uint8_t *out, uint64_t count) noexcept:
         """Up to `count` in-order bytes, moved to `out`."""

@@ -1,6 +1,7 @@
 # The sending half of a stream (_fast, L7): see sender.pyx.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from pilot._fast.budget cimport Share
 from pilot._fast.congestion cimport Congestion
 from pilot._fast.packet cimport packet
 from pilot._fast.peer cimport Peer
@@ -24,6 +25,7 @@ cdef class Sender(Scoreboard):
     cdef uint64_t nxt               # next offset to send
     cdef uint64_t end               # one past the last byte written
     cdef ring bytes_
+    cdef Share share                # the peer's, of the memory for send rings
     cdef uint64_t limit             # most bytes kept in the ring now
     cdef uint64_t most              # ... and ever
     cdef uint8_t last_byte          # the byte at una - 1, for probes
@@ -37,6 +39,7 @@ cdef class Sender(Scoreboard):
     cdef int backoff
     cdef inline uint32_t seq(self, uint64_t offset) noexcept:
         return <uint32_t> (self.iss + 1 + offset)
+    cdef void give_back(self) noexcept
     cdef uint64_t put(self, const uint8_t *data, uint64_t count) noexcept
     cdef uint64_t room(self) noexcept
     cdef void widen(self, uint64_t cwnd) noexcept

@@ -1,10 +1,12 @@
 """The sending half of a stream: the send ring (= retransmission buffer), windows, RTT and
 RTO, what may leave next (_fast, L7)."""
+cimport cython
 from libc.math cimport fabs
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from pilot._fast._endian cimport load32
+from pilot._fast.budget cimport Share
 from pilot._fast.congestion cimport Congestion
 from pilot._fast.packet cimport packet
 from pilot._fast.peer cimport Peer
@@ -25,10 +27,12 @@ cdef enum:
     PLATEAU_REPEATS = 8
 
 
+@cython.no_gc
 cdef class Sender(Scoreboard):
     """What is to be sent and what became of it. Offsets are 64-bit from the first byte; `seq()` gives the wire's 32."""
 
-    def __cinit__(self, limit: int, iss: int) -> None:
+    def __cinit__(self, limit: int, iss: int, Share share not None) -> None:
+        self.share = share
         self.limit = limit
         self.iss = iss
         self.rto = FIRST_RTO
@@ -36,19 +40,30 @@ cdef class Sender(Scoreboard):
         self.bytes_.capacity = 0
 
     def __dealloc__(self):
-        ring_release(&self.bytes_)
+        self.give_back()
+
+    cdef void give_back(self) noexcept:
+        if self.bytes_.capacity:
+            self.share.resized(self.bytes_.capacity, 0)
+            ring_release(&self.bytes_)
 
     cdef uint64_t room(self) noexcept:
+        """What may be written now: within the limit of the stream and the memory of the node."""
         cdef uint64_t kept = self.end - self.una
-        return self.limit - kept if kept < self.limit else 0
+        cdef uint64_t most = self.share.reachable(self.bytes_.capacity, self.limit)
+        if most > self.limit:
+            most = self.limit
+        return most - kept if kept < most else 0
 
     cdef uint64_t put(self, const uint8_t *data, uint64_t count) noexcept:
         """Copy what fits into the ring; returns the bytes taken."""
         cdef uint64_t free_bytes = self.room()
+        cdef size_t before = self.bytes_.capacity
         if count > free_bytes:
             count = free_bytes
         if count and not ring_resize(&self.bytes_, self.end - self.una + count, self.una, self.end):
             return 0
+        self.share.resized(before, self.bytes_.capacity)
         if count:
             ring_write(&self.bytes_, self.end, data, count)
             self.end += count
@@ -199,9 +214,9 @@ cdef class Sender(Scoreboard):
     cdef void release(self, Congestion path) noexcept:
         """The stream has ended: nothing of it is in flight or kept."""
         self.clear(path)
-        ring_release(&self.bytes_)
+        self.give_back()
 
     cdef void trim(self) noexcept:
         """Give an empty ring back."""
         if self.una == self.end:
-            ring_release(&self.bytes_)
+            self.give_back()

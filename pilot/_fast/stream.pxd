@@ -40,7 +40,6 @@ cdef class StreamCore(StreamPackets):
     cdef double opened_at
     cdef double last_syn
     cdef double key_seen_at         # when a dial that had to wait found its session; 0.0 = not yet
-    cdef int window_updates
     cdef double last_received
     cdef double last_progress
     cdef double last_answer         # of an empty ACK
@@ -52,7 +51,6 @@ cdef class StreamCore(StreamPackets):
     cdef void on_syn_again(self, double now) noexcept
     cdef void on_packet(self, const packet *p, double now) noexcept
     cdef void on_timer(self, double now) noexcept
-    cdef void announce(self, double now) noexcept
     cdef void end_of_batch(self, double now) noexcept
     cdef bint transmit(self, int quantum, double now) noexcept
     cdef void fail(self, object error, bint reset, double now) noexcept

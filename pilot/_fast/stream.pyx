@@ -14,11 +14,13 @@ from pilot._fast.receiver cimport IN_ORDER, SLOT_WORTH, arrival
 from pilot._fast.recovery cimport SEGMENT_SACKED
 from pilot._fast.sender cimport NOTHING, REPAIR, STOCK_WINDOW, WAIT_CONGESTION, Sender, sendable
 from pilot._fast.stream_packets cimport (
+    ACK_EVERY,
     TIMER_ACK,
     TIMER_CLOSE,
     TIMER_COUNT,
     TIMER_IDLE,
     TIMER_PERSIST,
+    TIMER_REPAIR,
     TIMER_RETRANSMIT,
     StreamPackets,
 )
@@ -44,18 +46,15 @@ cdef double TIME_WAIT_SECONDS = 10.0
 cdef double HELD_FIN_SILENCE = 15.0
 cdef double SYN_REPEAT_SPAN = 3.0       # a SYN this much later on a stream with data is a restarted peer
 cdef double QUIET_AFTER_REPAIR = 0.8
-cdef double WINDOW_UPDATE_AGAIN = 0.5   # a reopened window is told again after this, doubled each time, while unused
 cdef double TIMER_GRAIN = 0.001
 cdef double EMPTY_ACK_INTERVAL = 0.25
 
 cdef enum:
     DIRECT_SYNS = 3                     # then the dial moves to the relay
     SYN_TRANSMISSIONS = 8
-    ACK_EVERY = 2
     MAX_SACKS_AT_ONCE = 4
     MAX_TIME_WAIT_ANSWERS = 8
     MAX_REDIALS = 3
-    MAX_WINDOW_UPDATES = 5
     MAX_BACKOFF = 16
     WAKE_ROOM = 524288                  # a waiting writer is woken at half the ring, or at this much room
 
@@ -232,8 +231,8 @@ cdef class StreamCore(StreamPackets):
             if advanced:
                 if self.interest & WAKE_WRITE:
                     out.widen(path.cwnd)
-                if self.interest & WAKE_WRITE and out.room() >= (
-                        out.limit // 2 if out.limit < WAKE_ROOM * 2 else WAKE_ROOM):
+                if self.interest & WAKE_WRITE and (out.una == out.end or out.room() >= (
+                        out.limit // 2 if out.limit < WAKE_ROOM * 2 else WAKE_ROOM)):
                     self.events |= WAKE_WRITE
                     self.host.touch(self)
                 if self.interest & WAKE_ACKED:
@@ -265,8 +264,8 @@ cdef class StreamCore(StreamPackets):
             if self.fin_held and self.into.next >= self.fin_at:
                 self.take_fin(now)
                 return
-        if not self.out.ours and (self.into.ack_now or self.into.pending >= ACK_EVERY):
-            self.send_ack(now)                  # a stock sender grows per ACK and repairs one loss per ACK
+        if not self.out.ours:
+            self.acknowledge_stock(result, now)
 
     cdef void on_fin(self, const packet *p, double now) noexcept:
         cdef uint64_t at
@@ -357,13 +356,6 @@ cdef class StreamCore(StreamPackets):
             self.fail(PathError(f"no session with {self.remote_addr}: {error}"), False, now)
             return
         self.set_timer(TIMER_RETRANSMIT, now + KEY_POLL)
-
-    cdef void announce(self, double now) noexcept:
-        """Acknowledge, and see to it that a reopened window is heard of."""
-        self.send_ack(now)
-        if self.into.reopened and self.timers[TIMER_ACK] == INFINITY:
-            self.window_updates = 0
-            self.set_timer(TIMER_ACK, now + WINDOW_UPDATE_AGAIN)
 
     cdef void end_of_batch(self, double now) noexcept:
         """One acknowledgment decision for everything the batch brought."""
@@ -479,6 +471,8 @@ cdef class StreamCore(StreamPackets):
                 self.on_persist_timer(now)
             elif i == TIMER_IDLE:
                 self.on_idle_timer(now)
+            elif i == TIMER_REPAIR:
+                self.on_repair_timer(now)
             else:
                 self.on_close_timer(now)
         if self.phase != CLOSED:
@@ -583,10 +577,8 @@ cdef class StreamCore(StreamPackets):
             return
         if self.into.pending:
             self.send_ack(now)
-        elif self.into.reopened and self.window_updates < MAX_WINDOW_UPDATES:
-            self.window_updates += 1
-            self.send_ack(now)
-            self.set_timer(TIMER_ACK, now + WINDOW_UPDATE_AGAIN * (1 << self.window_updates))
+        else:
+            self.announce_again(now)
 
     cdef void on_persist_timer(self, double now) noexcept:
         """The peer's window is closed and there is data: probe with an old byte, which costs a stock reader nothing."""

@@ -1,10 +1,11 @@
 # The packets of a stream and what it needs of its table (_fast, L7): see stream_packets.pyx.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from pilot._fast.budget cimport Budget
 from pilot._fast.egress cimport Egress
 from pilot._fast.packet cimport packet
 from pilot._fast.peer cimport Peer
-from pilot._fast.receiver cimport Budget, Receiver
+from pilot._fast.receiver cimport Receiver, arrival
 from pilot._fast.recovery cimport segment
 from pilot._fast.sender cimport Sender
 from pilot._fast.timers cimport TimerEntry, TimerHeap
@@ -15,14 +16,19 @@ cdef enum:
     TIMER_PERSIST = 2       # the peer's window is closed
     TIMER_IDLE = 3
     TIMER_CLOSE = 4         # linger before the FIN, patience after it, TIME_WAIT, a FIN that overtook data
-    TIMER_COUNT = 5
+    TIMER_REPAIR = 5        # a stock sender should have filled the first hole by now
+    TIMER_COUNT = 6
+
+cdef enum:
+    ACK_EVERY = 2
 
 
 # What a stream needs from the table it lives in. Mux implements it.
 cdef class StreamHost:
     cdef Egress egress
     cdef TimerHeap timers
-    cdef readonly Budget budget
+    cdef readonly Budget budget         # of receive rings
+    cdef readonly Budget send_budget
     cdef double now(self) noexcept
     cdef void touch(self, StreamPackets stream) noexcept               # deliver its wake-ups at the end of the batch
     cdef void want_flush(self, StreamPackets stream) noexcept          # it has something to send
@@ -48,7 +54,8 @@ cdef class StreamPackets(TimerEntry):
     cdef readonly uint16_t remote_port
     cdef Sender out
     cdef Receiver into
-    cdef double timers[5]
+    cdef double timers[6]
+    cdef int window_updates
     cdef readonly bint inbound
     cdef bint touched, flushing, waiting    # in the host's lists
     cdef readonly uint64_t segments_sent
@@ -60,6 +67,10 @@ cdef class StreamPackets(TimerEntry):
     cdef void acknowledging(self, packet *p, double now) noexcept
     cdef void emit(self, int flags, uint32_t seq, uint32_t ack, uint32_t window, double now) noexcept
     cdef void send_ack(self, double now) noexcept
+    cdef void announce(self, double now) noexcept
+    cdef void announce_again(self, double now) noexcept
+    cdef void acknowledge_stock(self, arrival result, double now) noexcept
+    cdef void on_repair_timer(self, double now) noexcept
     cdef void send_old_byte(self, double now) noexcept
     cdef void send_reset(self, double now) noexcept
     cdef bint send_segment(self, uint64_t offset, uint32_t length, double now) noexcept

@@ -1,13 +1,15 @@
 from typing_extensions import disjoint_base
 
 from pilot._fast.addr import Addr
-from pilot._fast.receiver import Budget
+from pilot._fast.budget import Budget
 from pilot._fast.timers import TimerEntry
 
 @disjoint_base
 class StreamHost:
     @property
     def budget(self) -> Budget: ...
+    @property
+    def send_budget(self) -> Budget: ...
 
 @disjoint_base
 class StreamPackets(TimerEntry):
@@ -30,6 +32,8 @@ class StreamPackets(TimerEntry):
     def error(self) -> BaseException | None: ...
     @property
     def readable(self) -> int: ...
+    @property
+    def held(self) -> int: ...
     @property
     def written(self) -> int: ...
     @property

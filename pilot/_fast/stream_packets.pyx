@@ -8,11 +8,16 @@ from pilot._fast.addr cimport new_addr
 from pilot._fast.egress cimport WAY_CURRENT
 from pilot._fast.packet cimport FLAG_ACK, FLAG_RST, PROTOCOL_STREAM, packet
 from pilot._fast.peer cimport Peer
-from pilot._fast.receiver cimport SLOT_WORTH, Receiver
+from pilot._fast.receiver cimport DUPLICATES_NEEDED, HELD, SLOT_WORTH, Receiver, arrival
 from pilot._fast.recovery cimport SEGMENT_SACKED, segment
 from pilot._fast.ring cimport ring_read
 from pilot._fast.sender cimport Sender
 from pilot._fast.timers cimport TimerEntry
+
+cdef double WINDOW_UPDATE_AGAIN = 0.5   # a reopened window is told again after this, doubled each time, while unused
+
+cdef enum:
+    MAX_WINDOW_UPDATES = 5
 
 
 cdef class StreamHost:
@@ -53,7 +58,8 @@ cdef class StreamHost:
 
 
 cdef class StreamPackets(TimerEntry):
-    """The base of `StreamCore`: its two ends, its halves, and every packet it can make. Decides nothing."""
+    """The base of `StreamCore`: its two ends, its halves, every packet it can make, and when which acknowledgment is
+    sent again or twice."""
 
     def __cinit__(self, StreamHost host not None, Peer peer not None, Sender out not None,
                   Receiver into not None) -> None:
@@ -109,22 +115,70 @@ cdef class StreamPackets(TimerEntry):
         into.ack_now = False
         self.timers[TIMER_ACK] = INFINITY
         p.flags = FLAG_ACK
-        p.ack = into.seq()
+        p.ack = into.acknowledge()
         p.window = <uint16_t> into.advertised
         self.segments_sent += 1
 
     cdef void send_ack(self, double now) noexcept:
         cdef packet p
         cdef uint8_t sack[37]
-        cdef int length = self.into.build_sack(sack) if self.into.count else 0
+        cdef int length = self.into.build_sack(sack)
+        cdef uint64_t told
         cdef uint8_t *at = self.host.egress.begin(self.peer, length, now, WAY_CURRENT)
         if at == NULL:
             return
         memcpy(at, sack, length)
         self.address(&p)
+        told = self.into.told
         self.acknowledging(&p, now)
+        if self.into.told == told:
+            self.into.duplicates += 1
         p.seq = self.out.seq(self.out.nxt)
         self.host.egress.commit(&p, now)
+
+    cdef void announce(self, double now) noexcept:
+        """Acknowledge, and see to it that a reopened window is heard of."""
+        self.send_ack(now)
+        if self.into.reopened and self.timers[TIMER_ACK] == INFINITY:
+            self.window_updates = 0
+            self.set_timer(TIMER_ACK, now + WINDOW_UPDATE_AGAIN)
+
+    cdef void announce_again(self, double now) noexcept:
+        """A reopened window was not used: the update may have been lost."""
+        if self.into.reopened and self.window_updates < MAX_WINDOW_UPDATES:
+            self.window_updates += 1
+            self.send_ack(now)
+            self.set_timer(TIMER_ACK, now + WINDOW_UPDATE_AGAIN * (1 << self.window_updates))
+
+    cdef void acknowledge_stock(self, arrival result, double now) noexcept:
+        """After each segment: a stock sender grows per acknowledgment and repairs one loss per acknowledgment."""
+        cdef Receiver into = self.into
+        cdef double due
+        if into.count or into.asked_at > 0.0:
+            if into.repair_time == 0.0:
+                into.repair_time = self.peer.path.srtt
+            due = into.ask_repair(result, now)
+            if due != 0.0 and due != self.timers[TIMER_REPAIR]:
+                self.set_timer(TIMER_REPAIR, due)
+        if into.ack_now or into.pending >= ACK_EVERY:
+            self.send_ack(now)
+            if result == HELD and into.answers_twice():
+                self.send_ack(now)
+
+    cdef void on_repair_timer(self, double now) noexcept:
+        """The first hole is still open: the duplicates were too few, or the repair is lost."""
+        cdef Receiver into = self.into
+        cdef int _n
+        if into.count == 0 or self.out.ours:
+            return
+        into.asked_again = True
+        if into.duplicates < DUPLICATES_NEEDED:
+            for _n in range(DUPLICATES_NEEDED - into.duplicates):
+                self.send_ack(now)
+            self.set_timer(TIMER_REPAIR, now + into.patience())
+        elif into.withheld:
+            into.withheld = 0
+            self.send_ack(now)
 
     cdef void send_old_byte(self, double now) noexcept:
         """A probe every peer answers: the byte before SND.UNA once more (before any data that is the ISN)."""
@@ -189,6 +243,15 @@ cdef class StreamPackets(TimerEntry):
     def readable(self) -> int:
         """Bytes that `read` can return at once."""
         return self.into.next - self.into.read_at
+
+    @property
+    def held(self) -> int:
+        """Bytes that have arrived behind a hole."""
+        cdef uint64_t total = 0
+        cdef int i
+        for i in range(self.into.count):
+            total += self.into.ranges[i].right - self.into.ranges[i].left
+        return total
 
     @property
     def written(self) -> int:

@@ -69,7 +69,7 @@ class NodeConfig:
     echo: bool = _setting(True, "Whether the echo service (port 7) runs; `pilot ping` and peers measure with it.")
     offload: bool = _setting(True, "Whether kernel offloads (GSO, GRO, batched receive) are tried on the UDP socket.")
     dial_timeout: float = _setting(30.0, "Seconds `dial` takes at most when it is given no timeout of its own.")
-    memory_bytes: int = _setting(1 << 30, "Bytes all receive buffers of the node take at most, 1 MiB or more.")
+    memory_bytes: int = _setting(1 << 30, "Bytes all receive, and all send buffers take at most; 1 MiB or more.")
     stream_bytes: int = _setting(
         32 << 20, "Bytes one stream buffers at most in each direction; it starts with far less."
     )

@@ -26,6 +26,8 @@ STOCK_WINDOW_BYTES: Final = 512 * 4096
 """A receiver never holds to less than this: older builds may send so much (DESIGN section 4)."""
 SEGMENT_SLACK: Final = 2 * 65_536
 """A limit in bytes is looked at before a segment is taken, which may be this long at each end."""
+SMALLEST_RING_BYTES: Final = 4096
+"""Every stream may have so much in each direction, whatever the budget says."""
 TASK_CAP: Final = 1024
 WAITING_CAP: Final = 4096
 
@@ -117,19 +119,20 @@ class Watch:
             life.cores[id(core)] = core
 
     def _memory(self, life: _Life) -> None:
-        """Each stream within its windows, all together within the node's budget."""
+        """Each stream within its windows, out-of-order bytes included; all rings within the node's budgets."""
         config = life.runtime.config
         receive_cap = max(config.stream_bytes, STOCK_WINDOW_BYTES) + SEGMENT_SLACK
-        held = 0
-        for core in life.runtime.datapath.mux.all_streams():
-            held += core.readable
-            if core.readable > receive_cap:
-                self.violated(f"{life.name}: {core!r} holds {core.readable} unread bytes, its cap is {receive_cap}")
+        mux = life.runtime.datapath.mux
+        for core in mux.all_streams():
+            unread = core.readable + core.held
+            if unread > receive_cap:
+                self.violated(f"{life.name}: {core!r} holds {unread} unread bytes, its cap is {receive_cap}")
             if core.unacknowledged > config.stream_bytes + SEGMENT_SLACK:
                 self.violated(f"{life.name}: {core!r} holds {core.unacknowledged} bytes to send")
-        streams = len(life.cores)
-        if held > config.memory_bytes + streams * SEGMENT_SLACK:
-            self.violated(f"{life.name}: receive buffers hold {held} bytes, the budget is {config.memory_bytes}")
+        cap = config.memory_bytes + len(life.cores) * SMALLEST_RING_BYTES
+        for what, used in (("receive", mux.budget.used), ("send", mux.send_budget.used)):
+            if used > cap:
+                self.violated(f"{life.name}: {what} buffers take {used} bytes, the budget is {config.memory_bytes}")
 
 
 def tables(runtime: Any) -> Iterator[tuple[str, int, int]]:

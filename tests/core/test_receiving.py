@@ -8,8 +8,8 @@ import random
 import pytest
 
 from pilot._fast.mux import MuxSettings
-from tests.core.scripted import Talk, accepted, stage
-from tests.core.virtual import CLOSED, ESTABLISHED, READ, connected, pair, transfer
+from tests.core.scripted import ScriptedPeer, Talk, accepted, stage
+from tests.core.virtual import CLOSED, ESTABLISHED, READ, VirtualNode, connected, pair, transfer
 
 SMALLEST = 512 * 4096  # what 512 slots of the oldest builds may hold: no receive limit is below it
 
@@ -140,11 +140,11 @@ class TestAcknowledging:
         reported: list[tuple[int, int]] = []
         for _ in range(7):
             talk.data(bytes(50), offset=100)
-            [answer] = talk.seen()
-            blocks = talk.blocks(answer)
-            assert blocks[0] == (100, 150)
-            assert len(set(blocks)) == 4
-            reported += blocks
+            for answer in talk.seen():
+                blocks = talk.blocks(answer)
+                assert blocks[0] == (100, 150)
+                assert len(set(blocks)) == 4
+                reported += blocks
         assert set(reported) == set(ranges)
 
     def test_between_ours_several_sacks_per_batch_tell_of_many_ranges(self) -> None:
@@ -306,6 +306,53 @@ class TestMemory:
         assert network.nodes[1].mux.budget.used == 0
         network.run(60.0)
         assert receiver.state == sender.state == CLOSED
+
+
+class TestShares:
+    """No peer can take all the memory there is for buffers, and one alone can take most of it."""
+
+    LIMIT = 16 << 20
+    SETTINGS = MuxSettings(memory_budget=LIMIT, syn_rate=1e6, source_syn_burst=1e6)
+
+    def full(self, node: VirtualNode, peer: ScriptedPeer, streams: int, first_port: int = 50_000) -> list[Talk]:
+        """Streams of one peer whose reader has stopped, each filled as far as its ring grows."""
+        talks = [peer.open(7, source_port=first_port + n) for n in range(streams)]
+        for _ in range(70):
+            for talk in talks:
+                talk.data(bytes(60_000))
+        return talks
+
+    def test_a_lone_peer_may_use_three_quarters(self) -> None:
+        network, node, peer = stage(self.SETTINGS)
+        network.logging = False
+        node.listen(7, backlog=100)
+        self.full(node, peer, 4)
+        assert peer.peer.reading.used == node.mux.budget.used == self.LIMIT // 4 * 3
+
+    def test_the_next_peer_finds_room(self) -> None:
+        network, node, peer = stage(self.SETTINGS)
+        network.logging = False
+        node.listen(7, backlog=1000)
+        self.full(node, peer, 200)
+        greedy = peer.peer.reading.used
+        assert self.LIMIT // 4 * 3 <= greedy <= self.LIMIT // 8 * 7
+        friend = ScriptedPeer(node, 3)
+        self.full(node, friend, 8)
+        assert friend.peer.reading.used >= self.LIMIT // 16
+        assert node.mux.budget.used <= self.LIMIT
+        assert peer.peer.reading.used == greedy
+
+    def test_what_is_given_back_is_free_again(self) -> None:
+        network, node, peer = stage(self.SETTINGS)
+        network.logging = False
+        node.listen(7, backlog=100)
+        for talk in self.full(node, peer, 4):
+            drain(talk)
+            talk.core.abort()
+        friend = ScriptedPeer(node, 3)
+        self.full(node, friend, 4)
+        assert friend.peer.reading.used == self.LIMIT // 4 * 3
+        assert node.mux.budget.used == peer.peer.reading.used + friend.peer.reading.used
 
 
 class _Done:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 
 import pytest
 
@@ -579,3 +580,47 @@ class TestWriting:
         assert network.run(10.0) is False
         _, node, _ = stage()
         assert node.datapath.next_deadline() < math.inf
+
+
+class TestMemory:
+    """Send rings of a node share a budget; what does not fit waits, and every stream gets on."""
+
+    def test_all_streams_together(self) -> None:
+        limit = 1 << 20
+        network, a, b = pair(0, MuxSettings(memory_budget=limit), MuxSettings())
+        listener = b.listen(7, backlog=300)
+        streams = [a.dial(b, 7) for _ in range(100)]
+        network.run(30.0, lambda: len(listener.streams) == 100)
+        data = random.Random(1).randbytes(60_000)
+        sent = [0] * 100
+        got = [bytearray() for _ in range(100)]
+
+        def step() -> bool:
+            for n, stream in enumerate(streams):
+                assert stream.writable >= (4096 if sent[n] == stream.stats().acknowledged else 0)
+                if sent[n] < len(data):
+                    sent[n] += stream.write(data, sent[n])
+            for n, stream in enumerate(listener.streams):
+                while chunk := stream.read(1 << 20):
+                    got[n].extend(chunk)
+            assert a.mux.send_budget.used <= limit + 100 * 4096
+            return all(len(each) == len(data) for each in got)
+
+        assert step() is False
+        assert limit // 2 <= a.mux.send_budget.used
+        assert network.run(60.0, step)
+        assert all(each == data for each in got)
+        network.run(40.0)
+        assert a.mux.send_budget.used == 0
+
+    def test_a_writer_that_waits_is_woken(self) -> None:
+        """Its ring cannot grow to what would wake a writer elsewhere: all acknowledged will do."""
+        network, a, b = pair(0, MuxSettings(memory_budget=4096), MuxSettings())
+        b.listen(7)
+        stream = a.dial(b, 7)
+        network.run(5.0)
+        assert stream.write(bytes(10_000)) == 4096
+        stream.owner.wakes.clear()
+        stream.interest = WRITE
+        assert network.run(5.0, lambda: any(due & WRITE for due in stream.owner.wakes))
+        assert stream.writable == 4096

@@ -10,9 +10,12 @@ import pytest
 from pilot._fast.errors import PathError
 from pilot._fast.mux import MuxSettings
 from tests.core import stock
+from tests.core.scripted import ScriptedPeer
 from tests.core.simulation import End, Plan, conditions, settings
 from tests.core.stock import StockNode, StockStream
 from tests.core.virtual import CLOSED, ESTABLISHED, Network, Owner, VirtualNode
+from tests.reference import sack
+from tests.reference.packet import ACK
 
 
 def stage(seed: int = 0, settings: MuxSettings | None = None, **link: Any) -> tuple[Network, VirtualNode, StockNode]:
@@ -211,6 +214,86 @@ def test_our_reader_that_stops_and_the_update_is_lost() -> None:
 
     assert network.run(20.0, step)
     assert lost == 1
+
+
+def losing(network: Network, theirs: StockStream, lost: dict[int, int]) -> None:
+    """Its segment number `n` (from 0) is lost the first `lost[n]` times."""
+    left = {1 + number * stock.SEGMENT: times for number, times in lost.items()}
+
+    def drop(sent: Any) -> bool:
+        if sent.packet is None or sent.source != theirs.node.address or not left.get(sent.packet.seq):
+            return False
+        left[sent.packet.seq] -= 1
+        return bool(sent.packet.payload)
+
+    network.drop = drop
+
+
+@pytest.mark.parametrize(
+    ("lost", "round_trips"),
+    [
+        pytest.param({10: 1}, 2.0, id="one, repaired at the third duplicate"),
+        pytest.param({10: 1, 15: 2}, 6.5, id="the second repair is lost: one acknowledgment was kept back"),
+        pytest.param({11: 2}, 3.5, id="the first repair is lost: a segment was not acknowledged yet"),
+        pytest.param({18: 1}, 3.5, id="too few segments behind it for three duplicates"),
+    ],
+)
+def test_a_stock_sender_need_not_wait_for_its_timeout(lost: dict[int, int], round_trips: float) -> None:
+    """It takes 200 ms or more (streams.md 9.4), ten round trips here."""
+    network, ours, theirs = opened(1, delay=0.01)
+    began = network.now
+    data = random.Random(1).randbytes(20 * stock.SEGMENT)
+    losing(network, theirs, lost)
+    from_stock(network, ours, theirs, data, seconds=60.0)
+    assert network.lost == sum(lost.values())
+    assert network.now - began <= round_trips * 0.02 + 0.001
+
+
+def answers(gap_segments: int) -> list[int]:
+    """How often each of ten segments behind the last of 20 holes is acknowledged, when each hole is so wide."""
+    _network, node, _ = stage(delay=0.0)
+    node.listen(7)
+    talk = ScriptedPeer(node, 3).open(7)
+    at, counts = 0, []
+    for number in range(20):
+        talk.data(bytes(stock.SEGMENT), offset=at)
+        hole, at = at + stock.SEGMENT, at + stock.SEGMENT * (1 + gap_segments)
+        talk.seen()
+        for _ in range(10):
+            talk.data(bytes(stock.SEGMENT), offset=at)
+            at += stock.SEGMENT
+            counts.append(len(talk.seen()))
+        for lost in range(gap_segments):
+            talk.data(bytes(stock.SEGMENT), offset=hole + lost * stock.SEGMENT)
+        talk.seen()
+        assert talk.core.readable == at, number
+    return counts[-10:]
+
+
+def test_duplicates_are_doubled_while_losses_look_random() -> None:
+    """Each widens the sender's window; behind a queue that overflows, where losses come in bursts, that would harm."""
+    assert answers(1) == [1] * 3 + [2] * 7
+    assert answers(4) == [1] * 10
+
+
+def test_what_is_kept_back_is_reported_as_held() -> None:
+    """The acknowledgment never goes back, and every byte up to RCV.NXT is either acknowledged or in a block."""
+    back = 0
+    for seed in range(20):
+        network, ours, theirs = opened(seed, loss=0.1, delay=0.01)
+        network.logging = True
+        from_stock(network, ours, theirs, random.Random(seed).randbytes(100_000))
+        told = 0
+        for sent in map(network.opened, network.log):
+            p = sent.packet
+            if p is None or sent.source == theirs.node.address or p.flags != ACK:
+                continue
+            assert stock.signed(p.ack - told) >= 0
+            told = p.ack
+            blocks = sack.decode_untrusted(p.payload) or ()
+            back += any(left == p.ack for left, _ in blocks)
+        assert ours.stats().received == 100_000
+    assert back > 20
 
 
 def test_bytes_that_look_like_sack_reach_it() -> None:

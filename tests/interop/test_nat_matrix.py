@@ -153,3 +153,25 @@ async def test_paths_change_under_streams(met: dict[tuple[str, str], BaseExcepti
         move(ones["address-restricted"], "none", "port-restricted"),
         move(ones["full-cone"], "address-restricted"),
     )
+
+
+async def test_hosts_move_one_of_them_without_nat(
+    met: dict[tuple[str, str], BaseException | None], world: World
+) -> None:
+    """The socket of a host without NAT goes on at another address of its own, and peers find it there.
+
+    With a symmetric NAT at the other end only data is asked for: direct again after 72 s, since nothing of the moved
+    host comes in there before beacon and registry both name its new address.
+    """
+    moved, others = world.ones["none"], world.others
+
+    async def back(other: Remote) -> None:
+        await moved.echo(other, SOME_BYTES)
+        await settled(moved, other, "direct")
+        await moved.echo(other, SOME_BYTES)
+
+    moved.host.move()
+    await asyncio.gather(
+        *(back(others[kind]) for kind in ("none", "full-cone", "port-restricted", "remapped")),
+        moved.echo(others["symmetric"], SOME_BYTES),
+    )
