@@ -376,6 +376,8 @@ cdef class StreamCore(StreamPackets):
     cdef void send_fin(self, double now) noexcept:
         """CLOSING -> FIN_WAIT, and again on the timer: the peer does not ask for a lost FIN."""
         if self.phase != FIN_WAIT:
+            if self.into.pending or self.into.ack_now:
+                self.send_ack(now)          # a FIN acknowledges nothing: the peer would take its last bytes for lost
             self.phase = FIN_WAIT
             self.attempts = 0
             self.out.clear(self.peer.path)

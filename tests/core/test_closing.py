@@ -52,6 +52,16 @@ class TestOwnClose:
         assert talk.core.error() is None
         assert len([bits for bits in talk.core.owner.wakes if bits & CLOSED_WAKE]) == 1
 
+    def test_what_has_arrived_is_acknowledged_before_the_fin(self) -> None:
+        """A FIN acknowledges nothing (streams.md 10): the peer would have to take its last bytes for lost."""
+        network, first, second = connected(0)
+        first.write(b"0123456789")
+        network.run(0.02)
+        assert second.read(100) == b"0123456789"
+        second.close()  # long before the delayed acknowledgment
+        network.run(1.0)
+        assert first.unacknowledged == 0
+
     def test_everything_written_arrives_before_the_end(self) -> None:
         for seed in range(20):
             network, first, second = connected(seed, loss=0.1, reorder=0.1)
