@@ -64,6 +64,11 @@ class NodeConfig:
     relay_only: bool = _setting(False, "Hide this node's address: everything goes through the beacon.")
     echo: bool = _setting(True, "Whether the echo service (port 7) runs; `pilot ping` and peers measure with it.")
     offload: bool = _setting(True, "Whether kernel offloads (GSO, GRO, batched receive) are tried on the UDP socket.")
+    busy_poll_us: int = _setting(
+        50,
+        "Microseconds the node looks for the next packet of a quick exchange before it sleeps, as long as that has "
+        "lately paid. 0: never. At most 10000.",
+    )
     dial_timeout: float = _setting(30.0, "Seconds `dial` takes at most when it is given no timeout of its own.")
     memory_bytes: int = _setting(1 << 30, "Bytes all receive buffers of the node take at most, 1 MiB or more.")
     stream_bytes: int = _setting(
@@ -95,6 +100,7 @@ class NodeConfig:
             raise InvalidValueError(
                 f"email={self.email!r} is no e-mail address: write one with an @, or leave it empty"
             )
+        _check_range("busy_poll_us", self.busy_poll_us, 0, 10_000)
         _check_range("dial_timeout", self.dial_timeout, 0.001, MAX_DEADLINE)
         _check_range("memory_bytes", self.memory_bytes, 1 << 20, 1 << 48)
         _check_range("stream_bytes", self.stream_bytes, 1 << 16, 1 << 30)

@@ -24,6 +24,7 @@ from pilot.node.echo import ECHO_PORT, EchoService
 from pilot.node.home import Home
 from pilot.node.identity import IDENTITY_NAME, LocalIdentity
 from pilot.node.listener import serving
+from pilot.node.polling import BusyPoll
 from pilot.node.scheduler import Scheduler
 from pilot.node.state import StateDirectory
 from pilot.node.streams import NodeStreams
@@ -166,7 +167,12 @@ class Runtime:
         self._stack.callback(port.close)
         if not isinstance(port, UdpPort):
             return  # a virtual port delivers by itself
-        self._loop.add_reader(port.fileno(), port.on_readable)
+        on_readable = port.on_readable
+        if self.config.busy_poll_us:
+            polling = BusyPoll(self._loop, port, self.clock, self.config.busy_poll_us * 1e-6)
+            self._stack.callback(polling.stop)
+            on_readable = polling.on_readable
+        self._loop.add_reader(port.fileno(), on_readable)
         self._stack.callback(self._loop.remove_reader, port.fileno())
 
     def _compose(self) -> None:
