@@ -22,6 +22,13 @@ cdef class Budget:
     cdef readonly uint64_t used
 
 
+cdef class Loan:
+    cdef uint8_t *data
+    cdef Py_ssize_t size
+    cdef int exports                # buffers handed out and not released yet
+    cdef uint8_t *owned             # what it has to free
+
+
 cdef class Receiver(Reassembly):
     cdef uint32_t irs               # the peer's initial sequence number
     cdef uint64_t next              # RCV.NXT as a stream offset
@@ -31,6 +38,9 @@ cdef class Receiver(Reassembly):
     cdef uint64_t grown_at          # `read_at` when it grew last
     cdef uint64_t limit             # most bytes kept between read_at and the highest byte received
     cdef Budget budget
+    cdef Loan loan
+    cdef bint lent                  # the ring's memory is being looked at: it may be neither moved nor freed
+    cdef uint8_t *orphan            # memory of a ring that was given up meanwhile
     cdef uint64_t edge              # right edge of the window last advertised
     cdef uint32_t advertised        # slots last advertised
     cdef bint discard               # nobody will read any more
@@ -47,5 +57,8 @@ cdef class Receiver(Reassembly):
     cdef bint window_worth_telling(self) noexcept
     cdef int build_sack(self, uint8_t *out) noexcept
     cdef uint64_t consume(self, uint8_t *out, uint64_t count) noexcept
+    cdef void taken(self, uint64_t count) noexcept
+    cdef object lend(self)
+    cdef bint give_back(self, uint64_t count) noexcept
     cdef void release(self) noexcept
     cdef void trim(self) noexcept

@@ -1,7 +1,9 @@
 """The receiving half of a stream: bytes put at their final place in a ring, RCV.NXT, the
 advertised window, SACK blocks (_fast, L7)."""
 cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
 from libc.string cimport memcpy
 
 from pilot._fast._endian cimport store32
@@ -26,6 +28,23 @@ cdef class Budget:
 
 
 @cython.no_gc
+cdef class Loan:
+    """Lends bytes of a ring for the time of a call, and learns whether somebody keeps them longer."""
+
+    def __dealloc__(self):
+        free(self.owned)
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        if self.data == NULL:
+            raise BufferError("the bytes were lent for the time of a call, which is over")
+        PyBuffer_FillInfo(buffer, self, self.data, self.size, 1, flags)
+        self.exports += 1
+
+    def __releasebuffer__(self, Py_buffer *buffer):
+        self.exports -= 1
+
+
+@cython.no_gc
 cdef class Receiver(Reassembly):
     """What has arrived. Never blocks: beyond its byte limit it drops unacknowledged, and
     the sender's loss recovery repairs it."""
@@ -40,8 +59,14 @@ cdef class Receiver(Reassembly):
         self.release()
 
     cdef void release(self) noexcept:
-        if self.bytes_.capacity:
-            self.budget.used -= self.bytes_.capacity
+        if not self.bytes_.capacity:
+            return
+        self.budget.used -= self.bytes_.capacity
+        if self.lent:
+            self.orphan = self.bytes_.data          # in use until it is given back
+            self.bytes_.data = NULL
+            self.bytes_.capacity = 0
+        else:
             ring_release(&self.bytes_)
 
     cdef void trim(self) noexcept:
@@ -75,6 +100,8 @@ cdef class Receiver(Reassembly):
         cdef uint64_t kept = self.highest()
         if needed <= before:
             return True
+        if self.lent:
+            return False
         if needed > self.reachable():
             return False
         if kept < self.next:
@@ -144,6 +171,11 @@ cdef class Receiver(Reassembly):
         if count > self.next - self.read_at:
             count = self.next - self.read_at
         ring_read(&self.bytes_, self.read_at, out, count)
+        self.taken(count)
+        return count
+
+    cdef void taken(self, uint64_t count) noexcept:
+        """The reader has done with `count` bytes; one that keeps up is given a wider window."""
         self.read_at += count
         if self.limit < self.most and self.read_at - self.grown_at >= self.limit and (
                 self.next - self.read_at <= self.limit // 4):
@@ -152,4 +184,44 @@ cdef class Receiver(Reassembly):
             self.grown_at = self.read_at
         if self.bytes_.capacity <= SMALL_RING:
             self.trim()
-        return count
+
+    cdef object lend(self):
+        """A read-only view of the first in-order bytes, up to where the ring wraps; None when there are none.
+
+        Nothing moves or frees them before `give_back`.
+        """
+        cdef size_t index, count
+        if self.next == self.read_at or self.lent:
+            return None
+        if self.loan is None:
+            self.loan = Loan()
+        index = self.read_at & (self.bytes_.capacity - 1)
+        count = self.bytes_.capacity - index
+        if count > self.next - self.read_at:
+            count = self.next - self.read_at
+        self.loan.data = self.bytes_.data + index
+        self.loan.size = count
+        view = memoryview(self.loan)
+        self.lent = True
+        return view
+
+    cdef bint give_back(self, uint64_t count) noexcept:
+        """Ends the loan with `count` bytes read. False when a view is still in use: it has got the memory for good, and
+        this stream can receive no more."""
+        if self.loan.exports:
+            self.release()
+            self.loan.owned = self.orphan
+            self.loan = None
+            self.lent = False
+            self.orphan = NULL
+            self.discard = True
+            self.read_at = self.next
+            self.clear()
+            return False
+        self.lent = False
+        self.loan.data = NULL
+        free(self.orphan)
+        self.orphan = NULL
+        if not self.discard:
+            self.taken(count if count < self.next - self.read_at else self.next - self.read_at)
+        return True
