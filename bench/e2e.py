@@ -218,12 +218,17 @@ async def throughput(name: str, place: Place, segment: int, options: Options, pe
         await subjects.start("ours", segment=segment)
         await one(subjects.pairs["ours"])  # the path's segment size is found on the way
         segment_bytes = (await subjects.pairs["ours"].client.call("detail"))["segment_bytes"]
+        others = ("ours-callback",)
+        for variant in filter(options.wants, others):
+            await subjects.start(variant, segment=segment)
         for peer in filter(options.wants, peers):
             await subjects.start(peer, kind="stream", **({"segment": segment_bytes} if peer == "c-limit" else {}))
         await subjects.rounds(options.sizes.rounds, one)
         values = {each.name: median(each.samples) for each in subjects.pairs.values()}
+        told = report(name, "MB/s", values, options, peers)
         return {
-            **report(name, "MB/s", values, options, peers),
+            **told,
+            **variants(values, others, told["peers"]),
             "cpu_s_per_gb": {each.name: each.cpu_seconds() / size * 1e9 for each in subjects.pairs.values()},
             "cpu_ends_s_per_gb": {
                 each.name: [median([ends[i] for ends in each.cpu]) / size * 1e9 for i in (0, 1)]
