@@ -41,10 +41,12 @@ cdef double LOG_SECONDS = 60.0      # at most one log line in so many seconds
 
 
 class Offloads(NamedTuple):
-    """Which kernel offloads are in use: `gso` cuts bursts on sending, `gro` merges datagrams on receipt."""
+    """What the kernel is used for: `gso` cuts bursts on sending, `gro` merges datagrams on receipt, `recvmmsg` hands
+    over several buffers per call."""
 
     gso: bool
     gro: bool
+    recvmmsg: bool
 
 
 class UdpStats(NamedTuple):
@@ -197,8 +199,8 @@ cdef class UdpPort(DatagramPort):
     """A bound UDP socket as datagram port.
 
     `host`: "" binds every address, on one dual-stack IPv6 socket where IPv6 exists, else on IPv4; a literal binds that
-    address alone ("::" all of IPv6 and nothing else, "0.0.0.0" all of IPv4). `port`: 0 takes any. `gso`, `gro`: use the
-    kernel's offloads where they work. `buffer_bytes`: asked for in each direction. `clock`: gives the sink's `now`, in
+    address alone ("::" all of IPv6 and nothing else, "0.0.0.0" all of IPv4). `port`: 0 takes any. `gso`, `gro`,
+    `recvmmsg`: use these of the kernel where they work. `buffer_bytes`: asked for in each direction. `clock`: gives the sink's `now`, in
     seconds; default CLOCK_MONOTONIC. Raises `InvalidValueError` for a host or port that cannot be, `OSError` otherwise.
 
     `on_congested` and `on_drained`, None or callables without arguments, run when the port starts holding bursts back
@@ -217,7 +219,7 @@ cdef class UdpPort(DatagramPort):
         memset(&self._count, 0, sizeof(self._count))
 
     def __init__(self, *, host: str = "", port: int = 0, gso: bool = True, gro: bool = True,
-                 buffer_bytes: int = 7 << 20, clock=None) -> None:
+                 recvmmsg: bool = True, buffer_bytes: int = 7 << 20, clock=None) -> None:
         if not 0 < buffer_bytes < 1 << 30:
             raise InvalidValueError(f"buffer_bytes {buffer_bytes!r} is not in 1..{(1 << 30) - 1}")
         self._clock = clock
@@ -229,6 +231,7 @@ cdef class UdpPort(DatagramPort):
             set_buffer(sock, PILOT_SO_SNDBUFFORCE, socket.SO_SNDBUF, buffer_bytes)
             self._gso = gso and enable_gso(sock)
             self._gro = gro and set_option(sock, PILOT_SOL_UDP, PILOT_UDP_GRO, 1)
+            self._recvmmsg = recvmmsg and PILOT_UDP_LINUX
             self.address = normalise(sock.getsockname())
             if PILOT_UDP_LINUX:
                 self._poller = select.epoll()
@@ -259,7 +262,7 @@ cdef class UdpPort(DatagramPort):
     @property
     def offloads(self):
         """Offloads in use at present; GSO ends for good when the kernel refuses a burst that goes out uncut."""
-        return Offloads(self._gso, self._gro)
+        return Offloads(self._gso, self._gro, self._recvmmsg)
 
     @property
     def traffic_bytes(self) -> int:
@@ -339,7 +342,7 @@ cdef class UdpPort(DatagramPort):
         cdef int i, n, _
         for _ in range(TURN_BATCHES):
             with nogil:
-                n = pilot_receive(self._fd, self._receiver, &self._count.receive_calls)
+                n = pilot_receive(self._fd, self._receiver, self._recvmmsg, &self._count.receive_calls)
             if n < 0:
                 # Nothing waits, so it may be the error queue that woke us; or an error was told, which clears it.
                 self._read_reports()
@@ -354,7 +357,7 @@ cdef class UdpPort(DatagramPort):
             for i in range(n):
                 if not self._deliver(&self._receiver.slot[i], sink, now):
                     break
-            if self._fd < 0 or n < PILOT_SLOTS or pilot_monotonic() >= stop:
+            if self._fd < 0 or (n < PILOT_SLOTS and (self._recvmmsg or not PILOT_UDP_LINUX)) or pilot_monotonic() >= stop:
                 break
         return self._count.datagrams_in - before
 

@@ -63,7 +63,12 @@ class NodeConfig:
     email: str = _setting("", "Account e-mail address the registration carries. Empty: a stand-in made from the key.")
     relay_only: bool = _setting(False, "Hide this node's address: everything goes through the beacon.")
     echo: bool = _setting(True, "Whether the echo service (port 7) runs; `pilot ping` and peers measure with it.")
-    offload: bool = _setting(True, "Whether kernel offloads (GSO, GRO, batched receive) are tried on the UDP socket.")
+    gso: bool = _setting(
+        True,
+        "Whether the kernel cuts bursts into datagrams (UDP_SEGMENT), where it can; off where a driver spoils them.",
+    )
+    gro: bool = _setting(True, "Whether the kernel merges arriving datagrams (UDP_GRO), where it can.")
+    recvmmsg: bool = _setting(True, "Whether several buffers are received per system call (recvmmsg), where possible.")
     busy_poll_us: int = _setting(
         50,
         "Microseconds the node looks for the next packet of a quick exchange before it sleeps, as long as that has "
@@ -130,7 +135,8 @@ class NodeConfig:
         """The settings of the command: flag, else environment (`PILOT_<SETTING>`), else TOML file, else default.
 
         `flags` holds what was given on the command line; None counts as not given. `file` None means no file. In the
-        environment booleans are `1/0`, `true/false`, `yes/no`, `on/off`.
+        environment booleans are `1/0`, `true/false`, `yes/no`, `on/off`, and `PILOT_NO_<SETTING>` is the opposite of
+        `PILOT_<SETTING>`, as the flag `--no-<setting>` is (`PILOT_NO_GSO=1`); given both, it wins.
 
         Raises:
             InvalidValueError: the file cannot be read, holds an unknown setting, or a value cannot be used; the message
@@ -139,9 +145,12 @@ class NodeConfig:
         names = {setting.name: str(setting.type) for setting in dataclasses.fields(cls)}
         values = _read_toml(Path(file), names) if file is not None else {}
         for name, kind in names.items():
-            text = environment.get(ENVIRONMENT_PREFIX + name.upper())
-            if text is not None:
-                values[name] = _from_text(ENVIRONMENT_PREFIX + name.upper(), text, kind)
+            variable = ENVIRONMENT_PREFIX + name.upper()
+            opposite = f"{ENVIRONMENT_PREFIX}NO_{name.upper()}"
+            if variable in environment:
+                values[name] = _from_text(variable, environment[variable], kind)
+            if kind == "bool" and opposite in environment:
+                values[name] = not _from_text(opposite, environment[opposite], kind)
         values.update({name: value for name, value in flags.items() if value is not None})
         return cls(**values)
 

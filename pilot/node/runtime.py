@@ -78,7 +78,7 @@ _log = logging.getLogger("pilot.node")
 def open_udp_port(config: NodeConfig) -> UdpPort:
     """The real datagram port: one UDP socket, dual-stack where IPv6 exists and no address is named."""
     host, port = parse_listen(config.listen)
-    return UdpPort(host=host, port=port, gso=config.offload, gro=config.offload)
+    return UdpPort(host=host, port=port, gso=config.gso, gro=config.gro, recvmmsg=config.recvmmsg)
 
 
 class Runtime:
