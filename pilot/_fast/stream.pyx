@@ -682,7 +682,7 @@ cdef class StreamCore(StreamPackets):
 
     def read(self, max_bytes: int) -> bytes | None:
         """Up to `max_bytes` in-order bytes; None when there are none yet; b"" at the end of the stream. Raises the
-        final error (`ResetError`, `PathError`, `TimeoutError`) each time, once empty; `ClosedError` after the own close."""
+        final error (`ResetError`, `PathError`, `TimeoutError`) each time once empty, `ClosedError` after own close."""
         cdef uint64_t count = self.into.next - self.into.read_at
         cdef bytes out
         if count == 0 or max_bytes <= 0:

@@ -200,8 +200,9 @@ cdef class UdpPort(DatagramPort):
 
     `host`: "" binds every address, on one dual-stack IPv6 socket where IPv6 exists, else on IPv4; a literal binds that
     address alone ("::" all of IPv6 and nothing else, "0.0.0.0" all of IPv4). `port`: 0 takes any. `gso`, `gro`,
-    `recvmmsg`: use these of the kernel where they work. `buffer_bytes`: asked for in each direction. `clock`: gives the sink's `now`, in
-    seconds; default CLOCK_MONOTONIC. Raises `InvalidValueError` for a host or port that cannot be, `OSError` otherwise.
+    `recvmmsg`: use these of the kernel where they work. `buffer_bytes`: asked for in each direction. `clock`: gives the
+    sink's `now`, in seconds; default CLOCK_MONOTONIC. Raises `InvalidValueError` for a host or port that cannot be,
+    `OSError` otherwise.
 
     `on_congested` and `on_drained`, None or callables without arguments, run when the port starts holding bursts back
     and when it has sent the last of them. A loop where `fileno()` is the socket itself (all but Linux) needs
@@ -230,6 +231,7 @@ cdef class UdpPort(DatagramPort):
             self.receive_buffer_bytes = set_buffer(sock, PILOT_SO_RCVBUFFORCE, socket.SO_RCVBUF, buffer_bytes)
             set_buffer(sock, PILOT_SO_SNDBUFFORCE, socket.SO_SNDBUF, buffer_bytes)
             self._gso = gso and enable_gso(sock)
+            self.segmenting = self._gso
             self._gro = gro and set_option(sock, PILOT_SOL_UDP, PILOT_UDP_GRO, 1)
             self._recvmmsg = recvmmsg and PILOT_UDP_LINUX
             self.address = normalise(sock.getsockname())
@@ -339,6 +341,7 @@ cdef class UdpPort(DatagramPort):
         """Delivers up to a turn's worth of datagrams; returns how many."""
         cdef double stop = pilot_monotonic() + TURN_SECONDS
         cdef uint64_t before = self._count.datagrams_in
+        cdef int full = 1 if PILOT_UDP_LINUX and not self._recvmmsg else PILOT_SLOTS
         cdef int i, n, _
         for _ in range(TURN_BATCHES):
             with nogil:
@@ -357,7 +360,7 @@ cdef class UdpPort(DatagramPort):
             for i in range(n):
                 if not self._deliver(&self._receiver.slot[i], sink, now):
                     break
-            if self._fd < 0 or (n < PILOT_SLOTS and (self._recvmmsg or not PILOT_UDP_LINUX)) or pilot_monotonic() >= stop:
+            if self._fd < 0 or n < full or pilot_monotonic() >= stop:
                 break
         return self._count.datagrams_in - before
 
@@ -471,7 +474,7 @@ cdef class UdpPort(DatagramPort):
         first = result
         result = self._attempt(data, length, segment, name, name_length, False, sent)
         if result == 0:
-            self._gso = False
+            self._gso = self.segmenting = False
             self._gso_errno = -first
             self._count.gso_fallbacks += 1
         return result
