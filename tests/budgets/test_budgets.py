@@ -18,7 +18,7 @@ from tests.budgets.counting import CHUNK, MIB, Calls, Cost, cost
 from tests.node.conftest import StartNode
 
 OBJECTS_PER_PACKET = 4
-"""Sealing and opening hand `cryptography` two views each; the core itself makes none."""
+"""Each end gets one number from `cryptography` and one from the CRC; the core itself makes none."""
 LEAST_WINDOW_BYTES = 512 * 4096
 """What any receiver takes, for what older builds may send (DESIGN 4), however small `stream_bytes` is."""
 SWITCHES: dict[str, dict[str, bool]] = {
@@ -28,22 +28,22 @@ SWITCHES: dict[str, dict[str, bool]] = {
 }
 BUDGETS = {
     (1152, "all on"): Cost(
-        packets=930, send_calls=28, receive_calls=10, turns=4, wakes=4, arms=2, timers=1, objects=400
+        packets=930, send_calls=28, receive_calls=10, turns=4, wakes=4, arms=2, timers=1, objects=160
     ),
     (1152, "no offloads"): Cost(
-        packets=940, send_calls=32, receive_calls=260, turns=12, wakes=12, arms=3, timers=2, objects=400
+        packets=940, send_calls=32, receive_calls=260, turns=12, wakes=12, arms=3, timers=2, objects=260
     ),
     (1152, "all off"): Cost(
-        packets=940, send_calls=40, receive_calls=980, turns=26, wakes=26, arms=3, timers=2, objects=500
+        packets=940, send_calls=40, receive_calls=980, turns=26, wakes=26, arms=3, timers=2, objects=560
     ),
     (65428, "all on"): Cost(
-        packets=20, send_calls=20, receive_calls=8, turns=3, wakes=3, arms=2, timers=1, objects=200
+        packets=20, send_calls=20, receive_calls=8, turns=3, wakes=3, arms=2, timers=1, objects=100
     ),
     (65428, "no offloads"): Cost(
-        packets=20, send_calls=20, receive_calls=8, turns=3, wakes=3, arms=2, timers=1, objects=200
+        packets=20, send_calls=20, receive_calls=8, turns=3, wakes=3, arms=2, timers=1, objects=100
     ),
     (65428, "all off"): Cost(
-        packets=20, send_calls=20, receive_calls=24, turns=3, wakes=3, arms=2, timers=1, objects=200
+        packets=20, send_calls=20, receive_calls=24, turns=3, wakes=3, arms=2, timers=1, objects=100
     ),
 }
 
@@ -114,7 +114,7 @@ async def test_a_reader_that_stops_holds_back_its_sender(start_node: StartNode) 
     await sending
 
 
-@pytest.mark.parametrize("switches", SWITCHES)
+@pytest.mark.parametrize("switches", ["all on", "all off"])
 @pytest.mark.parametrize("segment", [1152, 65428])
 async def test_both_directions_arrive_exactly(start_node: StartNode, segment: int, switches: str) -> None:
     settings = {"max_segment_bytes": segment, **SWITCHES[switches]}
