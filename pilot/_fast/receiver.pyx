@@ -8,7 +8,7 @@ from libc.string cimport memcpy
 
 from pilot._fast._endian cimport store32
 from pilot._fast.reassembly cimport Reassembly, range64
-from pilot._fast.ring cimport ring_read, ring_release, ring_resize, ring_write
+from pilot._fast.ring cimport ring_index, ring_read, ring_release, ring_resize, ring_restart, ring_write
 
 cdef enum:
     SMALL_RING = 16384              # freed as soon as it is empty; larger ones wait for an idle tick
@@ -128,6 +128,8 @@ cdef class Receiver(Reassembly):
         if end - self.read_at > self.limit or not self.make_room(end):
             return DROPPED
         if start == self.next:
+            if start == self.read_at and self.count == 0:
+                ring_restart(&self.bytes_, start)
             ring_write(&self.bytes_, start, payload, end - start)
             self.next = self.advance(end) if self.count else end
             return IN_ORDER
@@ -195,7 +197,7 @@ cdef class Receiver(Reassembly):
             return None
         if self.loan is None:
             self.loan = Loan()
-        index = self.read_at & (self.bytes_.capacity - 1)
+        index = ring_index(&self.bytes_, self.read_at)
         count = self.bytes_.capacity - index
         if count > self.next - self.read_at:
             count = self.next - self.read_at

@@ -10,7 +10,7 @@ from pilot._fast.packet cimport packet
 from pilot._fast.peer cimport Peer
 from pilot._fast.receiver cimport SLOT_WORTH
 from pilot._fast.recovery cimport Scoreboard, segment
-from pilot._fast.ring cimport ring_read, ring_release, ring_resize, ring_write
+from pilot._fast.ring cimport ring_index, ring_read, ring_release, ring_resize, ring_restart, ring_write
 
 cdef double MIN_RTO = 0.2
 cdef double MAX_RTO = 10.0
@@ -50,6 +50,8 @@ cdef class Sender(Scoreboard):
         if count and not ring_resize(&self.bytes_, self.end - self.una + count, self.una, self.end):
             return 0
         if count:
+            if self.una == self.end:
+                ring_restart(&self.bytes_, self.end)
             ring_write(&self.bytes_, self.end, data, count)
             self.end += count
         return count
@@ -148,7 +150,7 @@ cdef class Sender(Scoreboard):
     cdef bint looks_like_sack(self, uint64_t at) noexcept:
         """Whether a segment that begins at `at` would be swallowed by a stock peer as a SACK."""
         cdef uint8_t head[5]
-        if self.end - at < 5 or self.bytes_.data[at & (self.bytes_.capacity - 1)] != c'S':
+        if self.end - at < 5 or self.bytes_.data[ring_index(&self.bytes_, at)] != c'S':
             return False
         ring_read(&self.bytes_, at, head, 5)
         return memcmp(head, b"SACK", 4) == 0 and 1 <= head[4] <= 4
