@@ -16,12 +16,14 @@ cdef double MIN_RTO = 0.2
 cdef double MAX_RTO = 10.0
 cdef double FIRST_RTO = 1.0
 cdef double BACKOFF_PLATEAU = 2.0
+cdef double SHORT_RTT = 0.001
 
 cdef enum:
     STOCK_SEGMENT = 32000           # larger ones overran a stock node's socket buffer at the slots it offers
     OLDEST_SACK = 65535 * 1152          # how far behind SND.UNA a reordered SACK may lie: the widest window there is
     STOCK_FLIGHT = 2097152          # ... and so did more bytes than this in flight
     SMALL_RING = 16384
+    SHORT_PATH_RING = 2097152       # a millisecond of 2 GB/s
     PLATEAU_REPEATS = 8
 
 
@@ -56,9 +58,15 @@ cdef class Sender(Scoreboard):
             self.end += count
         return count
 
-    cdef void widen(self, uint64_t cwnd) noexcept:
-        """The writer waits for room: the ring should hold two windows, and what is SACKed behind a hole besides."""
-        cdef uint64_t wanted = 2 * cwnd + self.sacked_bytes
+    cdef void widen(self, Congestion path) noexcept:
+        """The writer waits for room: the ring should hold two windows, and what is SACKed behind a hole besides.
+
+        Across a short path a window this wide is a queue in the peer's socket; more of it only spoils the caches.
+        """
+        cdef uint64_t wanted = 2 * path.cwnd
+        if path.min_rtt < SHORT_RTT and wanted > SHORT_PATH_RING:
+            wanted = SHORT_PATH_RING
+        wanted += self.sacked_bytes
         if wanted > self.most:
             wanted = self.most
         if wanted > self.limit:

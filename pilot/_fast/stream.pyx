@@ -230,7 +230,7 @@ cdef class StreamCore(StreamPackets):
                 out.ours = False
             if advanced:
                 if self.interest & WAKE_WRITE:
-                    out.widen(path.cwnd)
+                    out.widen(path)
                 if self.interest & WAKE_WRITE and out.room() >= (
                         out.limit // 2 if out.limit < WAKE_ROOM * 2 else WAKE_ROOM):
                     self.events |= WAKE_WRITE
