@@ -138,7 +138,9 @@ cdef class Egress:
 
     cdef int burst_limit(self, Peer peer, double now) noexcept:
         """Frames of the next burst to `peer`: one where bursts are lost on the way, or where that is being tried."""
-        if self.port.segmenting and peer.path.bursts.decide(now):
+        if not self.port.segmenting:
+            return MAX_BURST_FRAMES
+        if peer.path.bursts.decide(now):
             self.bursts_given_up += 1
             if now >= self.given_up_logged + LOG_SPACING:
                 self.given_up_logged = now

@@ -208,8 +208,10 @@ cdef class Receiver(Reassembly):
         return view
 
     cdef bint give_back(self, uint64_t count) noexcept:
-        """Ends the loan with `count` bytes read. False when a view is still in use: it has got the memory for good, and
-        this stream can receive no more."""
+        """Ends the loan, if there is one, with `count` bytes read. False when a view is still in use: it has got the
+        memory for good, and this stream can receive no more."""
+        if not self.lent:
+            return True
         if self.loan.exports:
             self.release()
             self.loan.owned = self.orphan

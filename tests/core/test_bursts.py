@@ -177,3 +177,21 @@ def test_without_segmentation_there_is_nothing_to_check(monkeypatch: pytest.Monk
     stream.write(bytes(100_000))
     network.run(30)
     assert not a.peer(b).path.bursts.single
+
+
+def test_a_port_that_stops_cutting_bursts_gets_whole_ones_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel has refused one: from then on the port cuts them itself, and single datagrams would only be slow."""
+    network, a, b = eaters(monkeypatch)
+    moved(network, a, b, 7, 1_000_000, 30.0)
+    a.port.segmenting = False
+    a.port.eats = False  # type: ignore[attr-defined]
+    bursts = []
+    send_burst = a.port.send_burst
+
+    def counted(data: bytes, segment: int, address: Address) -> None:
+        bursts.append(len(data) > segment)
+        send_burst(data, segment, address)
+
+    monkeypatch.setattr(a.port, "send_burst", counted)
+    moved(network, a, b, 8, 1_000_000, 30.0)
+    assert any(bursts)
