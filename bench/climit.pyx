@@ -90,7 +90,7 @@ cdef class Loop:
         """The largest total told so far."""
         cdef int count, i
         cdef uint64_t told
-        count = pilot_receive(self.fd, self.receiver, &self.calls)
+        count = pilot_receive(self.fd, self.receiver, True, &self.calls)
         for i in range(count):
             memcpy(&told, self.receiver.slot[i].data + self.receiver.slot[i].length - 8, 8)
             if told > known:
@@ -145,7 +145,7 @@ cdef class Loop:
         cdef pilot_slot *slot
         cdef int count, i
         while left:
-            count = pilot_receive(self.fd, self.receiver, &self.calls)
+            count = pilot_receive(self.fd, self.receiver, True, &self.calls)
             if count == -EAGAIN:
                 self.wait(select.POLLIN, 20000)
                 continue

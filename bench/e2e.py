@@ -34,9 +34,12 @@ from bench.harness import (
 )
 from bench.places import Place, lone_namespace, loopback, veth
 from bench.subjects import BLOCK_BYTES, CREDIT_MESSAGES
+from pilot.node.config import NodeConfig
 
 MODULES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "ours": ("ours", {}),
+    "ours-no-busy-poll": ("ours", {"settings": {"busy_poll_us": 0}}),
+    "ours-callback": ("ours", {"callbacks": True}),
     "c-limit": ("climit", {}),
     "uvloop-tls": ("tcp", {"tls": True}),
     "uvloop-tcp": ("tcp", {}),
@@ -45,11 +48,15 @@ MODULES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "aioquic": ("aioquic_peer", {}),
     "official": ("official", {}),
 }
-"""Subject -> its module in `bench/subjects` and parameters for both ends."""
+"""Subject -> its module in `bench/subjects` and parameters for both ends.
+
+`ours` is a node with the settings it has by default, read and written by tasks. The variants beside it have other
+settings or another way to read; they have figures of their own and are never what `ours` and `ratio` say."""
 
 LOOPBACK: Final = "127.0.0.1"
 MESSAGE_BYTES: Final = 64
 SMALL_SEGMENT: Final = 1152
+DEFAULT_BUSY_POLL_US: Final = NodeConfig().busy_poll_us
 PERCENTILES: Final = (0.5, 0.9, 0.99, 0.999)
 
 
@@ -184,6 +191,18 @@ def report(name: str, unit: str, values: dict[str, Any], options: Options, peers
     }
 
 
+def variants(values: dict[str, Any], names: tuple[str, ...], peers: dict[str, Any]) -> dict[str, Any]:
+    """What nodes of ours that are not `ours` reached, and the ratio of each to each peer."""
+    found = {name: values[name] for name in names if name in values}
+    return {
+        "variants": found,
+        "variant_ratio": {
+            name: {peer: value / figure if figure else None for peer, figure in peers.items()}
+            for name, value in found.items()
+        },
+    }
+
+
 # -------------------------------------------------------------------------------------------------- throughput
 
 
@@ -199,12 +218,17 @@ async def throughput(name: str, place: Place, segment: int, options: Options, pe
         await subjects.start("ours", segment=segment)
         await one(subjects.pairs["ours"])  # the path's segment size is found on the way
         segment_bytes = (await subjects.pairs["ours"].client.call("detail"))["segment_bytes"]
+        others = ("ours-callback",)
+        for variant in filter(options.wants, others):
+            await subjects.start(variant, segment=segment)
         for peer in filter(options.wants, peers):
             await subjects.start(peer, kind="stream", **({"segment": segment_bytes} if peer == "c-limit" else {}))
         await subjects.rounds(options.sizes.rounds, one)
         values = {each.name: median(each.samples) for each in subjects.pairs.values()}
+        told = report(name, "MB/s", values, options, peers)
         return {
-            **report(name, "MB/s", values, options, peers),
+            **told,
+            **variants(values, others, told["peers"]),
             "cpu_s_per_gb": {each.name: each.cpu_seconds() / size * 1e9 for each in subjects.pairs.values()},
             "cpu_ends_s_per_gb": {
                 each.name: [median([ends[i] for ends in each.cpu]) / size * 1e9 for i in (0, 1)]
@@ -251,14 +275,18 @@ def _spread(pair: Pair) -> dict[str, float]:
 async def echo(options: Options) -> dict[str, Any]:
     """Round trips of 64 bytes, one after the other; `ours`, `peers` and `ratio` are p50."""
     peers = ("uvloop-udp", "uvloop-tcp", "uvloop-tls", "zmq-curve", "aioquic")
+    others = ("ours-no-busy-poll", "ours-callback")
     async with loopback() as place, field(place) as subjects:
-        for name in ("ours", *filter(options.wants, peers)):
+        for name in ("ours", *filter(options.wants, others + peers)):
             await subjects.start(name, kind="echo")
         await subjects.rounds(options.sizes.rounds, lambda pair: round_trips(pair, options))
         spreads = {each.name: _spread(each) for each in subjects.pairs.values()}
         values = {name: spread["p50"] for name, spread in spreads.items()}
+        told = report("echo", "us", values, options, peers)
         return {
-            **report("echo", "us", values, options, peers),
+            **told,
+            **variants(values, others, told["peers"]),
+            "busy_poll_us": DEFAULT_BUSY_POLL_US,
             "p99": {name: spread["p99"] for name, spread in spreads.items()},
             "percentiles": spreads,
             "cpu_us_per_round_trip": {
@@ -403,7 +431,9 @@ async def official(options: Options) -> dict[str, Any]:
             speed = size / (seen["end"] - told["start"]) * 1e3
             return {"stream": speed, "echo": await round_trips(pair, options), "cpu": sum(pair.cpu[-2])}
 
-        await subjects.start("ours", host=LOOPBACK, **params)
+        others = ("ours-no-busy-poll",)
+        for name in ("ours", *filter(options.wants, others)):
+            await subjects.start(name, host=LOOPBACK, **params)
         if options.wants("official"):
             await subjects.start("official")
         await subjects.rounds(options.sizes.rounds, one)
@@ -418,6 +448,11 @@ async def official(options: Options) -> dict[str, Any]:
             "name": "official",
             "unit": {"stream": "MB/s", "echo": "us"},
             **{key: {kind: part[key] for kind, part in parts.items()} for key in ("ours", "peers", "ratio")},
+            **{
+                key: {kind: variants(kinds[kind], others, part["peers"])[key] for kind, part in parts.items()}
+                for key in ("variants", "variant_ratio")
+            },
+            "busy_poll_us": DEFAULT_BUSY_POLL_US,
             "rounds": options.sizes.rounds,
             "echo_p99": {
                 each.name: median([percentile(sample["echo"], 0.99) for sample in each.samples])
@@ -501,6 +536,8 @@ def table(result: dict[str, Any]) -> str:
         f"{result['name']} ({result['unit']}), {result['rounds']} rounds",
         f"  {'ours':12} {_show(result['ours'])}",
     ]
+    for variant, value in result.get("variants", {}).items():
+        lines.append(f"  {variant:12} {_show(value)}   its ratios {_show(result['variant_ratio'][variant])}")
     for peer, value in result["peers"].items():
         ratio = result["ratio"][peer]
         reason = result.get("reasons", {}).get(peer, "")

@@ -39,10 +39,14 @@ BARS: Final[dict[str, tuple[Bar, ...]]] = {
         ("`stream-mtu1500` / TCP + TLS over the same veth", "ratio uvloop-tls", ">=", 0.45),
         ("`stream-mtu1500` / C limit", "ratio c-limit", ">=", 0.4),
     ),
-    "echo": (("`echo` p50 / raw uvloop UDP", "ratio uvloop-udp", "<=", 1.5),),
+    "echo": (
+        ("`echo` p50 / raw uvloop UDP, default settings", "ratio uvloop-udp", "<=", 1.5),
+        ("the same with `busy_poll_us=0`", "variant_ratio ours-no-busy-poll uvloop-udp", "<=", 1.5),
+    ),
     "official": (
         ("`stream` / official, one way", "ratio stream official", ">=", 20),
-        ("`echo` p50 / official p50", "ratio echo official", "<=", 0.4),
+        ("`echo` p50 / official p50, default settings", "ratio echo official", "<=", 0.4),
+        ("the same with `busy_poll_us=0`", "variant_ratio echo ours-no-busy-poll official", "<=", 0.4),
     ),
     "dial": (("`dial` p50 / `echo` p50", "dial_per_echo", "<=", 3),),
     "many": (("`many`: bytes per idle stream and end", "ours", "<=", 6144),),
@@ -87,12 +91,12 @@ def table() -> str:
     for name, result in results.items():
         if name == "official":
             for kind in ("stream", "echo"):
-                part = {key: result[key][kind] for key in ("unit", "ours", "peers", "ratio")}
-                lines.append(_row(f"official: {kind}", {**result, **part}))
+                parts = ("unit", "ours", "peers", "ratio", "variants", "variant_ratio")
+                lines += _rows(f"official: {kind}", {**result, **{key: result[key][kind] for key in parts}})
         else:
-            lines.append(_row(name, result))
+            lines += _rows(name, result)
         if name == "events":
-            lines.append(_row("events: topics never seen", {**result, **result["fresh"]}))
+            lines += _rows("events: topics never seen", {**result, **result["fresh"]})
     lines += ["", "| bar | wanted | measured | |", "|---|---|---:|---|"]
     for name, bars in BARS.items():
         if name in results:
@@ -125,6 +129,18 @@ def where() -> str:
     )
 
 
+VARIANTS: Final = {"ours-no-busy-poll": "`busy_poll_us=0`", "ours-callback": "by callback"}
+
+
+def _rows(name: str, result: dict[str, Any]) -> list[str]:
+    """A line for nodes as they are, and one for each variant measured beside them."""
+    rows = [_row(f"`{name}`", result)]
+    for variant, value in result.get("variants", {}).items():
+        ratio = result["variant_ratio"][variant]
+        rows.append(_row(f"`{name}`, {VARIANTS[variant]}", {**result, "ours": value, "ratio": ratio}))
+    return rows
+
+
 def _row(name: str, result: dict[str, Any]) -> str:
     cells = []
     for peer, value in result["peers"].items():
@@ -132,7 +148,7 @@ def _row(name: str, result: dict[str, Any]) -> str:
             cells.append(f"{peer}: none ({result['reasons'].get(peer, 'not measured')})")
         else:
             cells.append(f"{peer} {_number(value)} ({result['ratio'][peer]:.3g})")
-    return f"| `{name}` | {result['unit']} | {_number(result['ours'])} | {', '.join(cells)} |"
+    return f"| {name} | {result['unit']} | {_number(result['ours'])} | {', '.join(cells)} |"
 
 
 def _bar(result: dict[str, Any], bar: Bar) -> str:

@@ -30,6 +30,12 @@ PEERS = {
     "many": {"uvloop-tcp", "uvloop-tls"},
     "events": {"fnmatch", "python-cached", "pyee"},
 }
+VARIANTS = {
+    "stream": {"ours-callback"},
+    "stream-1152": {"ours-callback"},
+    "stream-mtu1500": {"ours-callback"},
+    "echo": {"ours-no-busy-poll", "ours-callback"},
+}
 OPTIONAL = {"zmq-curve": "zmq", "aioquic": "aioquic", "pyee": "pyee"}
 CELLS = [(name, peer) for name, peers in PEERS.items() for peer in sorted(peers)]
 
@@ -99,11 +105,23 @@ def test_a_peer_has_a_value_or_a_reason(name: str, peer: str) -> None:
     assert found["ratio"][peer] == pytest.approx(found["ours"] / value)
 
 
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_variants_stand_apart_from_ours(name: str) -> None:
+    found = result(name)
+    assert found["variants"].keys() == found["variant_ratio"].keys() == VARIANTS[name]
+    for variant, value in found["variants"].items():
+        assert positive(value)
+        ratios = found["variant_ratio"][variant]
+        assert ratios.keys() == PEERS[name]
+        for peer, figure in found["peers"].items():
+            assert ratios[peer] == (None if figure is None else pytest.approx(value / figure))
+
+
 @pytest.mark.parametrize("name", ["stream", "stream-1152", "stream-mtu1500"])
 def test_a_stream_tells_cpu_and_segment(name: str) -> None:
     found = result(name)
     ran = {peer for peer, value in found["peers"].items() if value is not None}
-    assert found["cpu_s_per_gb"].keys() == {"ours", *ran}
+    assert found["cpu_s_per_gb"].keys() == {"ours", *ran, *VARIANTS[name]}
     expected = {"stream": range(8000, 65429), "stream-1152": [1152], "stream-mtu1500": range(1300, 1403)}
     assert found["segment_bytes"] in expected[name]
 
@@ -171,6 +189,9 @@ def test_official() -> None:
     if found["peers"]["stream"]["official"] is None:
         pytest.skip(found["reasons"]["official"])
     for kind in ("stream", "echo"):
+        ours = found["variants"][kind]["ours-no-busy-poll"]
+        ratio = found["variant_ratio"][kind]["ours-no-busy-poll"]["official"]
+        assert ratio == pytest.approx(ours / found["peers"][kind]["official"])
         assert found["ratio"][kind]["official"] == pytest.approx(found["ours"][kind] / found["peers"][kind]["official"])
 
 

@@ -122,6 +122,19 @@ async def test_events(registry: str, tmp_path: Path) -> None:
     assert await output(await start("events.py", registry, tmp_path)) == ["tunnel.established 1 True"]
 
 
+async def test_callbacks(registry: str, tmp_path: Path) -> None:
+    process = await start("callbacks.py", registry, tmp_path)
+    assert process.stdout is not None
+    assert (await process.stdout.readline()).startswith(b"ready")
+    async with Node(registry=registry, public=True) as node:
+        async with await node.dial("bob", 1000) as stream:
+            await stream.write(b"echo")
+            assert await stream.readexactly(4) == b"echo"
+            async with await node.dial("bob", 1001) as other:
+                await other.write(bytes(100_000))
+        assert await output(process) == ["100000 bytes, in order"]
+
+
 async def test_whole_network(registry: str, tmp_path: Path) -> None:
     assert await output(await start("whole_network.py", registry, tmp_path)) == ["b'across the tunnel'"]
 

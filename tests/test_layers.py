@@ -11,7 +11,7 @@ FAST = Path(__file__).parent.parent / "pilot" / "_fast"
 
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"_endian", "errors", "stream_types", "budget"}),
-    frozenset({"addr", "netaddr", "packet", "table", "timers", "window", "ring", "eventbus"}),
+    frozenset({"addr", "netaddr", "packet", "table", "timers", "window", "ring", "bursts", "eventbus"}),
     frozenset({"port", "interfaces"}),
     frozenset({"udp", "recorder"}),
     frozenset({"seal"}),

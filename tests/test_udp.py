@@ -259,14 +259,14 @@ def test_the_options_are_set(open_port: OpenPort) -> None:
         if sock.family == socket.AF_INET6:
             assert sock.getsockopt(socket.IPPROTO_IPV6, 23) == 3
             assert sock.getsockopt(socket.IPPROTO_IPV6, 25) == 1
-    assert open_port(gso=False, gro=False).offloads == (False, False)
+    assert open_port(gso=False, gro=False, recvmmsg=False).offloads == (False, False, False)
 
 
 # --- batches and offloads ---
 
 
 @pytest.mark.parametrize("gso", [True, False])
-@pytest.mark.parametrize("gro", [True, False])
+@pytest.mark.parametrize(("gro", "recvmmsg"), [(True, True), (False, True), (True, False), (False, False)])
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize(
     ("length", "segment"),
@@ -274,12 +274,12 @@ def test_the_options_are_set(open_port: OpenPort) -> None:
      (130_000, 40_000), (196_464, 65_488), (0, 0), (65_488, 65_488), (65_508, 32_754)],
 )  # fmt: skip
 def test_bursts_arrive_cut_and_in_order(
-    open_port: OpenPort, gso: bool, gro: bool, host: str, length: int, segment: int
+    open_port: OpenPort, gso: bool, gro: bool, recvmmsg: bool, host: str, length: int, segment: int
 ) -> None:
     if sys.platform != "linux" and segment > 9216:
         pytest.skip("over the system's limit for a datagram")
     sender = open_port(host=host, gso=gso)
-    receiver = open_port(host=host, gro=gro)
+    receiver = open_port(host=host, gro=gro, recvmmsg=recvmmsg)
     data = payload(length)
     assert transmit(sender, data, segment, receiver.address) == 0
     sink = Recorder()
@@ -300,7 +300,7 @@ def test_bursts_arrive_cut_and_in_order(
 @linux
 def test_a_burst_is_one_call_and_one_buffer_with_the_offloads(open_port: OpenPort) -> None:
     sender, receiver = open_port(), open_port()
-    if sender.offloads != (True, True):
+    if sender.offloads != (True, True, True):
         pytest.skip("a kernel without UDP_SEGMENT or UDP_GRO")
     assert transmit(sender, payload(54 * 1200), 1200, receiver.address) == 0
     sink = received(receiver)
@@ -321,6 +321,17 @@ def test_a_burst_is_one_call_without_the_offloads(open_port: OpenPort) -> None:
     assert len(received(receiver).datagrams) == 54
     in_ = receiver.stats()
     assert (in_.receive_calls, in_.batches_in) == (14 + 2, 54)  # four datagrams a call
+
+
+@linux
+def test_without_recvmmsg_each_buffer_is_a_call(open_port: OpenPort) -> None:
+    sender, receiver = open_port(), open_port(gro=False, recvmmsg=False)
+    assert transmit(sender, payload(54 * 1200), 1200, receiver.address) == 0
+    sink = received(receiver)
+    assert [datagram for datagram, _, _ in sink.datagrams] == cut(payload(54 * 1200), 1200)
+    in_ = receiver.stats()
+    # Twice what is left over is found by being refused, and then the error queue is looked at.
+    assert (in_.receive_calls, in_.batches_in, len(sink.batches)) == (54 + 2 + 2, 54, 1)
 
 
 def test_now_is_taken_once_per_callback_from_the_clock_given(open_port: OpenPort) -> None:

@@ -61,10 +61,12 @@ class Server(_Node):
         beacon: str,
         segment: int = 0,
         settings: dict[str, Any] | None = None,
+        callbacks: bool = False,
         **_: Any,
     ) -> dict[str, Any]:
-        """Starts node and services; answers with the address."""
+        """Starts node and services; answers with the address. `callbacks`: the echo is a receiver, not a task."""
         await self._start(host, registry, beacon, segment, settings)
+        self._callbacks = callbacks
         self._buffer = memoryview(bytearray(BLOCK_BYTES))
         self._counted = Counted()
         self._held: list[pilot.Stream] = []
@@ -101,6 +103,8 @@ class Server(_Node):
     async def _drain(self, size: int) -> int:
         if self._stream is None:
             self._stream = await self._sink.accept()
+        if self._callbacks:
+            return await _count_bytes(self._stream, size)
         while size > 0:
             size -= await self._stream.read_into(self._buffer)
         return time.monotonic_ns()
@@ -123,6 +127,11 @@ class Server(_Node):
             stream.abort()
 
     async def _echo(self, stream: pilot.Stream) -> None:
+        if self._callbacks:
+            over = asyncio.Event()
+            stream.set_receiver(stream.write_nowait, ended=lambda error: over.set(), writable=stream.resume_reading)
+            await over.wait()
+            return
         buffer = memoryview(bytearray(BLOCK_BYTES))
         while count := await stream.read_into(buffer):
             await stream.write(buffer[:count])
@@ -166,10 +175,12 @@ class Client(_Node):
         address: str,
         segment: int = 0,
         settings: dict[str, Any] | None = None,
+        callbacks: bool = False,
         **_: Any,
     ) -> dict[str, Any]:
-        """Starts the node and makes contact."""
+        """Starts the node and makes contact. `callbacks`: round trips without a task."""
         await self._start(host, registry, beacon, segment, settings)
+        self._callbacks = callbacks
         self._peer = await self.node.find(address)
         self._bulk: pilot.Stream | None = None
         self._echo: pilot.Stream | None = None
@@ -217,6 +228,8 @@ class Client(_Node):
             self._echo = self._held[0]
         elif self._echo is None:
             self._echo = await self.node.dial(self._peer, ECHO_PORT)
+        if self._callbacks:
+            return await _round_trips(self._echo, count, bytes(size))
         stream, message, times = self._echo, bytes(size), []
         for _ in range(count):
             started = time.perf_counter_ns()
@@ -277,3 +290,50 @@ class Client(_Node):
         self._inbox.close()
         await self._credits
         await super().close()
+
+
+async def _count_bytes(stream: pilot.Stream, size: int) -> int:
+    """When the last of `size` bytes was seen by the callback, which copies none."""
+    over = asyncio.get_running_loop().create_future()
+
+    def received(view: memoryview) -> None:
+        nonlocal size
+        size -= len(view)
+        if size == 0:
+            over.set_result(time.monotonic_ns())
+
+    stream.set_receiver(received)
+    try:
+        end: int = await over
+    finally:
+        stream.set_receiver(None)
+    return end
+
+
+async def _round_trips(stream: pilot.Stream, count: int, message: bytes) -> list[float]:
+    """Microseconds of each round trip, each begun by the callback that ended the one before."""
+    times: list[float] = []
+    over = asyncio.get_running_loop().create_future()
+    missing, started = len(message), 0
+
+    def begin() -> None:
+        nonlocal missing, started
+        missing, started = len(message), time.perf_counter_ns()
+        stream.write_nowait(message)
+
+    def received(view: memoryview) -> None:
+        nonlocal missing
+        missing -= len(view)
+        if missing:
+            return
+        times.append((time.perf_counter_ns() - started) / 1e3)
+        if len(times) < count:
+            begin()
+        else:
+            over.set_result(None)
+
+    stream.set_receiver(received)
+    begin()
+    await over
+    stream.set_receiver(None)
+    return times

@@ -175,8 +175,9 @@ static void pilot_read_control(struct msghdr *header, pilot_slot *slot, uint32_t
     }
 }
 
-/* Fills the slots with what waits in the socket. Returns how many; fewer than PILOT_SLOTS means no more waits. */
-static int pilot_receive(int fd, pilot_receiver *receiver, uint64_t *calls)
+/* Fills the slots with what waits in the socket, in one call for all or, without `batched`, for the first alone.
+ * Returns how many; fewer than PILOT_SLOTS of a batch means no more waits. */
+static int pilot_receive(int fd, pilot_receiver *receiver, int batched, uint64_t *calls)
 {
     struct mmsghdr messages[PILOT_SLOTS];
     struct iovec vectors[PILOT_SLOTS];
@@ -197,7 +198,13 @@ static int pilot_receive(int fd, pilot_receiver *receiver, uint64_t *calls)
     }
     do {
         ++*calls;
-        n = recvmmsg(fd, messages, PILOT_SLOTS, MSG_DONTWAIT, NULL);
+        if (batched) {
+            n = recvmmsg(fd, messages, PILOT_SLOTS, MSG_DONTWAIT, NULL);
+        } else {
+            ssize_t length = recvmsg(fd, &messages[0].msg_hdr, MSG_DONTWAIT);
+            n = length < 0 ? -1 : 1;
+            messages[0].msg_len = length < 0 ? 0 : (unsigned int) length;
+        }
     } while (n < 0 && errno == EINTR);
     if (n < 0)
         return -errno;
@@ -313,9 +320,10 @@ static int pilot_send_split(int fd, const pilot_name *to, socklen_t to_length, c
 
 #else
 
-static int pilot_receive(int fd, pilot_receiver *receiver, uint64_t *calls)
+static int pilot_receive(int fd, pilot_receiver *receiver, int batched, uint64_t *calls)
 {
     int i;
+    (void) batched;
     for (i = 0; i < PILOT_SLOTS; i++) {
         pilot_slot *slot = &receiver->slot[i];
         pilot_name name;

@@ -1,4 +1,5 @@
-"""Memory that stream buffers may take: one budget for all of a kind, and each peer's share of it (_fast, ground floor)."""
+"""Memory that stream buffers may take: one budget for all of a kind, and each peer's share of it (_fast, ground floor).
+"""
 cimport cython
 from libc.stdint cimport uint64_t
 

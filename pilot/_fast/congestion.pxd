@@ -1,6 +1,8 @@
 # Congestion control of one peer path (_fast, L7): see congestion.pyx.
 from libc.stdint cimport uint64_t
 
+from pilot._fast.bursts cimport BurstCheck
+
 
 # What the path looked like when a segment left: its acknowledgment then tells how fast bytes are delivered
 # (draft-cheng-iccrg-delivery-rate-estimation).
@@ -18,6 +20,7 @@ cdef class Congestion:
     cdef readonly double pacing_rate    # bytes a second; 0.0 = not paced
     cdef readonly double srtt           # 0.0 before the first sample
     cdef readonly double min_rtt
+    cdef readonly BurstCheck bursts
     cdef uint64_t segment               # current segment size
     cdef uint64_t delivered             # bytes acknowledged or SACKed over the life of the path
     cdef double delivered_at

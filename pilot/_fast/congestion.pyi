@@ -1,5 +1,7 @@
 from typing_extensions import disjoint_base
 
+from pilot._fast.bursts import BurstCheck
+
 @disjoint_base
 class Congestion:
     @property
@@ -12,6 +14,8 @@ class Congestion:
     def srtt(self) -> float: ...
     @property
     def min_rtt(self) -> float: ...
+    @property
+    def bursts(self) -> BurstCheck: ...
 
 class Unlimited(Congestion): ...
 

@@ -5,6 +5,8 @@
 from libc.math cimport INFINITY, cbrt
 from libc.stdint cimport uint64_t
 
+from pilot._fast.bursts cimport BurstCheck
+
 cdef enum:
     DEFAULT_SEGMENT = 1152
     INITIAL_WINDOW = 40960              # what stock nodes start with: 36 segments of 1152 bytes
@@ -28,6 +30,7 @@ cdef class Congestion:
         self.segment = DEFAULT_SEGMENT
         self.cwnd = INITIAL_WINDOW
         self.min_rtt = INFINITY
+        self.bursts = BurstCheck()
 
     cdef void on_send(self, uint64_t size, delivery_stamp *stamp, double now) noexcept:
         if self.in_flight == 0:
@@ -75,6 +78,7 @@ cdef class Congestion:
     cdef void reset(self) noexcept:
         self.srtt = self.pacing_rate = self.paced_until = 0.0
         self.min_rtt = INFINITY
+        self.bursts.reset()
 
     cdef bint has_room(self, uint64_t size, double now) noexcept:
         """Whether `size` more bytes may leave now. A lone segment always may."""

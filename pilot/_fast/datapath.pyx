@@ -655,6 +655,7 @@ cdef class Datapath(FrameSink):
             "frames_sent": self.egress.frames_sent,
             "bytes_sent": self.egress.bytes_sent,
             "packets_refused": self.egress.refused,
+            "bursts_given_up": self.egress.bursts_given_up,
             "streams": self.mux.live,
             **self.mux.counters,
         }

@@ -22,6 +22,8 @@ cdef class Egress:
     cdef size_t used                # bytes of the burst being built
     cdef size_t segment             # its datagram size
     cdef int frames
+    cdef int most_frames            # of this burst: 1 on a path that loses bursts
+    cdef double given_up_logged
     cdef netaddr target
     cdef Peer current               # whom the burst (or the frame being built) is for
     cdef bint relayed               # the frame being built
@@ -34,11 +36,13 @@ cdef class Egress:
     cdef readonly uint64_t frames_sent
     cdef readonly uint64_t bytes_sent
     cdef readonly uint64_t refused
+    cdef readonly uint64_t bursts_given_up   # paths where single datagrams arrived and bursts did not
     cdef int route(self, Peer peer, double now) noexcept
     cdef uint8_t *begin(self, Peer peer, size_t payload, double now, int way) noexcept
     cdef void commit(self, packet *p, double now) noexcept
     cdef void seal(self, Peer peer, uint8_t *frame, double now) noexcept
     cdef void flush(self, double now) noexcept
+    cdef int burst_limit(self, Peer peer, double now) noexcept
     cdef bint send_sealed(self, Peer peer, bytes inner, double now) noexcept
     cdef void queue_pending(self, Peer peer, bytes inner, double now) noexcept
     cdef void set_relay(self, Peer peer, bint pinned, str reason, double now) noexcept

@@ -2,6 +2,7 @@
 import logging
 
 from libc.errno cimport EMSGSIZE
+from libc.math cimport INFINITY
 from libc.stdint cimport uint8_t, uint16_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
@@ -26,6 +27,7 @@ cdef double BLACKHOLE_SILENCE = 8.0
 # Misses count from a second of silence on, and only this far apart: each has given the peer time to answer.
 cdef double MISS_AFTER = 1.0
 cdef double MISS_SPACING = 0.25
+cdef double LOG_SPACING = 60.0
 
 log = logging.getLogger("pilot.datapath")
 
@@ -54,6 +56,7 @@ cdef class Egress:
         self.moved = []
         netaddr_clear(&self.beacon)
         netaddr_clear(&self.target)
+        self.given_up_logged = -INFINITY
         self.slot = <uint8_t *> malloc(SLOT_BYTES)
         self.scratch = <uint8_t *> malloc(SLOT_BYTES + HEADER_BYTES)
         if self.slot == NULL or self.scratch == NULL:
@@ -121,16 +124,29 @@ cdef class Egress:
             self.refused += 1
             return NULL
         if self.used and (length > self.segment or self.used + length > MAX_DATAGRAM or self.current is not peer
-                          or self.frames == MAX_BURST_FRAMES or not netaddr_equal(&self.target, target)):
+                          or self.frames >= self.most_frames or not netaddr_equal(&self.target, target)):
             self.flush(now)
         if self.used == 0:
             self.segment = length
+            self.most_frames = self.burst_limit(peer, now)
             self.target = target[0]
             self.current = peer
         self.sealed = True
         self.relayed = where == 1
         self.begun = payload
         return self.slot + self.used + (RELAY_HEADER if where == 1 else 0) + FRAME_HEADER + HEADER_BYTES
+
+    cdef int burst_limit(self, Peer peer, double now) noexcept:
+        """Frames of the next burst to `peer`: one where bursts are lost on the way, or where that is being tried."""
+        if not self.port.segmenting:
+            return MAX_BURST_FRAMES
+        if peer.path.bursts.decide(now):
+            self.bursts_given_up += 1
+            if now >= self.given_up_logged + LOG_SPACING:
+                self.given_up_logged = now
+                log.warning("UDP segmentation offload is not used towards node %d: bursts are lost on the way, "
+                            "single datagrams arrive", peer.node)
+        return 1 if peer.path.bursts.single else MAX_BURST_FRAMES
 
     cdef void commit(self, packet *p, double now) noexcept:
         """Finish the frame begun: header, CRC, seal."""

@@ -13,6 +13,7 @@ cdef class FrameSink:
 
 cdef class DatagramPort:
     cdef FrameSink sink
+    cdef public bint segmenting     # bursts are cut into datagrams outside of this process, where that may go wrong
     # `length` bytes at `data` to one address, cut into datagrams of `segment` bytes (the last may be shorter;
     # segment >= length means one datagram). The bytes are free for reuse on return.
     # Returns 0 (sent or queued in order inside the port), 1 (sent or queued, but the port is congested: stop until

@@ -19,16 +19,9 @@ cdef class DatagramPort:
     """Base of every port. A Python subclass overrides `send_datagram`; `udp.UdpPort` overrides the C methods."""
 
     cdef int transmit(self, uint8_t *data, size_t length, size_t segment, const netaddr *to) noexcept:
-        cdef size_t at = 0
-        cdef size_t n
         try:
-            address = netaddr_to_python(to)
-            while True:
-                n = length - at if length - at < segment else segment
-                self.send_datagram((<char *> data)[at:at + n], address)
-                at += n
-                if at >= length:
-                    return 0
+            self.send_burst((<char *> data)[:length], segment, netaddr_to_python(to))
+            return 0
         except OSError as error:
             return -(error.errno or EIO)
 
@@ -38,6 +31,14 @@ cdef class DatagramPort:
     def attach(self, FrameSink sink) -> None:
         """Deliver what arrives to `sink` from now on."""
         self.sink = sink
+
+    def send_burst(self, data: bytes, segment: int, address: tuple[str, int]) -> None:
+        """Send `data` as datagrams of `segment` bytes, the last may be shorter. Raises what `send_datagram` raises."""
+        if len(data) <= segment:
+            self.send_datagram(data, address)
+            return
+        for at in range(0, len(data), segment):
+            self.send_datagram(data[at:at + segment], address)
 
     def send_datagram(self, data: bytes, address: tuple[str, int]) -> None:
         """Send one datagram. Overridden by virtual ports; may raise `OSError` (`EMSGSIZE`, unreachable)."""

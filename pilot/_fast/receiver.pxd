@@ -20,6 +20,13 @@ cdef enum arrival:
     DROPPED = 3                     # no room, or too far ahead: as if it had been lost
 
 
+cdef class Loan:
+    cdef uint8_t *data
+    cdef Py_ssize_t size
+    cdef int exports                # buffers handed out and not released yet
+    cdef uint8_t *owned             # what it has to free
+
+
 cdef class Receiver(Reassembly):
     cdef uint32_t irs               # the peer's initial sequence number
     cdef uint64_t next              # RCV.NXT as a stream offset
@@ -29,6 +36,9 @@ cdef class Receiver(Reassembly):
     cdef uint64_t grown_at          # `read_at` when it grew last
     cdef uint64_t limit             # most bytes kept between read_at and the highest byte received
     cdef Share share                # the peer's, of the memory for receive rings
+    cdef Loan loan
+    cdef bint lent                  # the ring's memory is being looked at: it may be neither moved nor freed
+    cdef uint8_t *orphan            # memory of a ring that was given up meanwhile
     cdef uint64_t edge              # right edge of the window last advertised
     cdef uint32_t advertised        # slots last advertised
     cdef bint discard               # nobody will read any more
@@ -62,5 +72,8 @@ cdef class Receiver(Reassembly):
         # Once the sender repairs, each duplicate widens its window: a second copy makes up for what losses narrow.
         return self.doubt == 0 and self.duplicates >= DUPLICATES_NEEDED
     cdef uint64_t consume(self, uint8_t *out, uint64_t count) noexcept
+    cdef void taken(self, uint64_t count) noexcept
+    cdef object lend(self)
+    cdef bint give_back(self, uint64_t count) noexcept
     cdef void release(self) noexcept
     cdef void trim(self) noexcept

@@ -1,14 +1,16 @@
 """The receiving half of a stream: bytes put at their final place in a ring, RCV.NXT, the
 advertised window, SACK blocks (_fast, L7)."""
 cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
 from libc.string cimport memcpy
 
 from pilot._fast._endian cimport store32
 from pilot._fast.budget cimport Share
 from pilot._fast.reassembly cimport Reassembly, range64
-from pilot._fast.ring cimport ring_read, ring_release, ring_resize, ring_write
+from pilot._fast.ring cimport ring_index, ring_read, ring_release, ring_resize, ring_restart, ring_write
 
 cdef double REPAIR_GRACE = 0.005
 cdef double LONGEST_WAIT = 0.15         # a stock sender's timeout comes 200 ms after the last progress, or later
@@ -18,6 +20,23 @@ cdef enum:
     FIRST_DOUBT = 8                 # gaps until the losses of a new stream are taken to be random
     BURST_DOUBT = 32                # ... and after a burst
     SMALL_RING = 16384              # freed as soon as it is empty; larger ones wait for an idle tick
+
+
+@cython.no_gc
+cdef class Loan:
+    """Lends bytes of a ring for the time of a call, and learns whether somebody keeps them longer."""
+
+    def __dealloc__(self):
+        free(self.owned)
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        if self.data == NULL:
+            raise BufferError("the bytes were lent for the time of a call, which is over")
+        PyBuffer_FillInfo(buffer, self, self.data, self.size, 1, flags)
+        self.exports += 1
+
+    def __releasebuffer__(self, Py_buffer *buffer):
+        self.exports -= 1
 
 
 @cython.no_gc
@@ -36,8 +55,14 @@ cdef class Receiver(Reassembly):
         self.release()
 
     cdef void release(self) noexcept:
-        if self.bytes_.capacity:
-            self.share.resized(self.bytes_.capacity, 0)
+        if not self.bytes_.capacity:
+            return
+        self.share.resized(self.bytes_.capacity, 0)
+        if self.lent:
+            self.orphan = self.bytes_.data          # in use until it is given back
+            self.bytes_.data = NULL
+            self.bytes_.capacity = 0
+        else:
             ring_release(&self.bytes_)
 
     cdef void trim(self) noexcept:
@@ -60,6 +85,8 @@ cdef class Receiver(Reassembly):
         cdef uint64_t kept = self.highest()
         if needed <= before:
             return True
+        if self.lent:
+            return False
         if needed > self.reachable():
             return False
         if kept < self.next:
@@ -87,6 +114,8 @@ cdef class Receiver(Reassembly):
         if end - self.read_at > self.limit or not self.make_room(end):
             return DROPPED
         if start == self.next:
+            if start == self.read_at and self.count == 0:
+                ring_restart(&self.bytes_, start)
             ring_write(&self.bytes_, start, payload, end - start)
             self.last = start
             self.next = self.advance(end) if self.count else end
@@ -192,6 +221,11 @@ cdef class Receiver(Reassembly):
         if count > self.next - self.read_at:
             count = self.next - self.read_at
         ring_read(&self.bytes_, self.read_at, out, count)
+        self.taken(count)
+        return count
+
+    cdef void taken(self, uint64_t count) noexcept:
+        """The reader has done with `count` bytes; one that keeps up is given a wider window."""
         self.read_at += count
         if self.limit < self.most and self.read_at - self.grown_at >= self.limit and (
                 self.next - self.read_at <= self.limit // 4):
@@ -200,4 +234,46 @@ cdef class Receiver(Reassembly):
             self.grown_at = self.read_at
         if self.bytes_.capacity <= SMALL_RING:
             self.trim()
-        return count
+
+    cdef object lend(self):
+        """A read-only view of the first in-order bytes, up to where the ring wraps; None when there are none.
+
+        Nothing moves or frees them before `give_back`.
+        """
+        cdef size_t index, count
+        if self.next == self.read_at or self.lent:
+            return None
+        if self.loan is None:
+            self.loan = Loan()
+        index = ring_index(&self.bytes_, self.read_at)
+        count = self.bytes_.capacity - index
+        if count > self.next - self.read_at:
+            count = self.next - self.read_at
+        self.loan.data = self.bytes_.data + index
+        self.loan.size = count
+        view = memoryview(self.loan)
+        self.lent = True
+        return view
+
+    cdef bint give_back(self, uint64_t count) noexcept:
+        """Ends the loan, if there is one, with `count` bytes read. False when a view is still in use: it has got the
+        memory for good, and this stream can receive no more."""
+        if not self.lent:
+            return True
+        if self.loan.exports:
+            self.release()
+            self.loan.owned = self.orphan
+            self.loan = None
+            self.lent = False
+            self.orphan = NULL
+            self.discard = True
+            self.read_at = self.next
+            self.clear()
+            return False
+        self.lent = False
+        self.loan.data = NULL
+        free(self.orphan)
+        self.orphan = NULL
+        if not self.discard:
+            self.taken(count if count < self.next - self.read_at else self.next - self.read_at)
+        return True

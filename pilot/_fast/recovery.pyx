@@ -75,6 +75,7 @@ cdef class Scoreboard:
         """A segment reached the peer: RTT sample, RACK clock, reordering."""
         cdef uint64_t end = s.start + s.length
         cdef double rtt = now - s.sent_at
+        path.bursts.judge(s.sent_at, True)
         if s.state & SEGMENT_RETRANSMITTED:
             # Sooner than any round trip: the answer is to the original, the retransmission was needless.
             # That proves reordering, and each time a window too narrow for it (RFC 8985, without D-SACK).
@@ -160,6 +161,7 @@ cdef class Scoreboard:
         self.lost += 1
         self.lost_bytes += s.length
         path.on_removed(s.length)
+        path.bursts.judge(s.sent_at, False)
         if number < self.lost_from:
             self.lost_from = number
 
@@ -303,6 +305,7 @@ cdef class Scoreboard:
     cdef void mark_all_lost(self, Congestion path) noexcept:
         """Retransmission timeout: whatever is not SACKed is sent again."""
         cdef uint64_t n
+        path.bursts.doubt()
         for n in range(self.first, self.last):
             if not self.at(n).state & (SEGMENT_SACKED | SEGMENT_LOST):
                 self.mark_lost(n, path)

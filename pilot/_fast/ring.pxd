@@ -7,6 +7,16 @@ from libc.string cimport memcpy
 cdef struct ring:
     uint8_t *data
     size_t capacity         # a power of two, or 0
+    uint64_t base           # the offset that lies at `data`
+
+
+cdef inline size_t ring_index(const ring *r, uint64_t at) noexcept nogil:
+    return (at - r.base) & (r.capacity - 1)
+
+
+cdef inline void ring_restart(ring *r, uint64_t at) noexcept nogil:
+    # The ring is empty and goes on at `at`: at its beginning, for that is in the processor's cache and its end is not.
+    r.base = at
 
 
 cdef inline void ring_release(ring *r) noexcept nogil:
@@ -17,7 +27,7 @@ cdef inline void ring_release(ring *r) noexcept nogil:
 
 cdef inline void ring_write(ring *r, uint64_t at, const uint8_t *source, size_t count) noexcept nogil:
     # The caller made room: [at, at + count) lies within one capacity of the oldest byte kept.
-    cdef size_t index = at & (r.capacity - 1)
+    cdef size_t index = ring_index(r, at)
     cdef size_t first = r.capacity - index
     if first > count:
         first = count
@@ -26,7 +36,7 @@ cdef inline void ring_write(ring *r, uint64_t at, const uint8_t *source, size_t 
 
 
 cdef inline void ring_read(const ring *r, uint64_t at, uint8_t *out, size_t count) noexcept nogil:
-    cdef size_t index = at & (r.capacity - 1)
+    cdef size_t index = ring_index(r, at)
     cdef size_t first = r.capacity - index
     if first > count:
         first = count
@@ -44,12 +54,13 @@ cdef inline bint ring_resize(ring *r, size_t needed, uint64_t start, uint64_t en
     grown.capacity = 4096
     while grown.capacity < needed:
         grown.capacity *= 2
+    grown.base = start
     grown.data = <uint8_t *> malloc(grown.capacity)
     if grown.data == NULL:
         return False
     at = start
     while at < end:
-        index = at & (r.capacity - 1)
+        index = ring_index(r, at)
         piece = r.capacity - index
         if piece > end - at:
             piece = end - at

@@ -42,7 +42,7 @@ cdef class Sender(Scoreboard):
     cdef void give_back(self) noexcept
     cdef uint64_t put(self, const uint8_t *data, uint64_t count) noexcept
     cdef uint64_t room(self) noexcept
-    cdef void widen(self, uint64_t cwnd) noexcept
+    cdef void widen(self, Congestion path) noexcept
     cdef void on_rtt(self, double rtt) noexcept
     cdef bint is_sack(self, const uint8_t *payload, uint32_t length) noexcept
     cdef void on_sack(self, const uint8_t *payload, Congestion path, double now) noexcept

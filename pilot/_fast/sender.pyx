@@ -12,18 +12,20 @@ from pilot._fast.packet cimport packet
 from pilot._fast.peer cimport Peer
 from pilot._fast.receiver cimport SLOT_WORTH
 from pilot._fast.recovery cimport Scoreboard, segment
-from pilot._fast.ring cimport ring_read, ring_release, ring_resize, ring_write
+from pilot._fast.ring cimport ring_index, ring_read, ring_release, ring_resize, ring_restart, ring_write
 
 cdef double MIN_RTO = 0.2
 cdef double MAX_RTO = 10.0
 cdef double FIRST_RTO = 1.0
 cdef double BACKOFF_PLATEAU = 2.0
+cdef double SHORT_RTT = 0.001
 
 cdef enum:
     STOCK_SEGMENT = 32000           # larger ones overran a stock node's socket buffer at the slots it offers
     OLDEST_SACK = 65535 * 1152          # how far behind SND.UNA a reordered SACK may lie: the widest window there is
     STOCK_FLIGHT = 2097152          # ... and so did more bytes than this in flight
     SMALL_RING = 16384
+    SHORT_PATH_RING = 2097152       # a millisecond of 2 GB/s
     PLATEAU_REPEATS = 8
 
 
@@ -65,13 +67,21 @@ cdef class Sender(Scoreboard):
             return 0
         self.share.resized(before, self.bytes_.capacity)
         if count:
+            if self.una == self.end:
+                ring_restart(&self.bytes_, self.end)
             ring_write(&self.bytes_, self.end, data, count)
             self.end += count
         return count
 
-    cdef void widen(self, uint64_t cwnd) noexcept:
-        """The writer waits for room: the ring should hold two windows, and what is SACKed behind a hole besides."""
-        cdef uint64_t wanted = 2 * cwnd + self.sacked_bytes
+    cdef void widen(self, Congestion path) noexcept:
+        """The writer waits for room: the ring should hold two windows, and what is SACKed behind a hole besides.
+
+        Across a short path a window this wide is a queue in the peer's socket; more of it only spoils the caches.
+        """
+        cdef uint64_t wanted = 2 * path.cwnd
+        if path.min_rtt < SHORT_RTT and wanted > SHORT_PATH_RING:
+            wanted = SHORT_PATH_RING
+        wanted += self.sacked_bytes
         if wanted > self.most:
             wanted = self.most
         if wanted > self.limit:
@@ -163,7 +173,7 @@ cdef class Sender(Scoreboard):
     cdef bint looks_like_sack(self, uint64_t at) noexcept:
         """Whether a segment that begins at `at` would be swallowed by a stock peer as a SACK."""
         cdef uint8_t head[5]
-        if self.end - at < 5 or self.bytes_.data[at & (self.bytes_.capacity - 1)] != c'S':
+        if self.end - at < 5 or self.bytes_.data[ring_index(&self.bytes_, at)] != c'S':
             return False
         ring_read(&self.bytes_, at, head, 5)
         return memcmp(head, b"SACK", 4) == 0 and 1 <= head[4] <= 4

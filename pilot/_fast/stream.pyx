@@ -195,8 +195,7 @@ cdef class StreamCore(StreamPackets):
         if p.length and not sack:
             self.on_data(p, now)
         elif p.length == 0 and acked == self.out.una and (self.into.reopened or self.into.window_worth_telling()):
-            # An empty ACK is how a stock node probes a closed window; answer, but
-            # never so that two of us go on for ever.
+            # A stock node probes a closed window so; answer, but never so that two of us go on for ever.
             if now - self.last_answer >= EMPTY_ACK_INTERVAL:
                 self.last_answer = now
                 self.into.ack_now = True
@@ -230,7 +229,7 @@ cdef class StreamCore(StreamPackets):
                 out.ours = False
             if advanced:
                 if self.interest & WAKE_WRITE:
-                    out.widen(path.cwnd)
+                    out.widen(path)
                 if self.interest & WAKE_WRITE and (out.una == out.end or out.room() >= (
                         out.limit // 2 if out.limit < WAKE_ROOM * 2 else WAKE_ROOM)):
                     self.events |= WAKE_WRITE
@@ -273,8 +272,7 @@ cdef class StreamCore(StreamPackets):
         if self.phase == SYN_SENT or self.phase == CLOSED:
             return
         if self.phase == TIME_WAIT:
-            # Never FIN-flagged again: two nodes answering each other's FIN-ACK would not
-            # stop. A plain ACK ends a repeated FIN.
+            # Never FIN-flagged again: two nodes answering each other's FIN-ACK would not stop. An ACK ends a FIN.
             if not p.flags & FLAG_ACK and self.fin_acks < MAX_TIME_WAIT_ANSWERS:
                 self.fin_acks += 1
                 self.emit(FLAG_ACK, self.out.seq(self.out.end + 1), p.seq + 1, 0, now)
@@ -431,8 +429,7 @@ cdef class StreamCore(StreamPackets):
     # ---- timers --------------------------------------------------------------------------------------------------
 
     cdef void rearm(self, double now) noexcept:
-        """The retransmission timer after anything was sent or acknowledged: reordering,
-        tail probe or RTO, whichever is first."""
+        """The retransmission timer after anything was sent or acknowledged: reordering, tail probe or RTO."""
         cdef Sender out = self.out
         cdef double at, probe
         if self.phase != ESTABLISHED and self.phase != CLOSING:
@@ -542,8 +539,8 @@ cdef class StreamCore(StreamPackets):
         if out.peer_slots == 0 and self.last_received > self.last_progress:
             self.last_progress = self.last_received     # it answers: its reader is slow, that is all
         if now - self.last_progress > NO_PROGRESS and now - self.rto_base > out.timeout():
-            self.fail(PathError(
-                f"{self.remote_addr}:{self.remote_port} has acknowledged nothing for {NO_PROGRESS:.0f} s"), True, now)
+            silent = f"{self.remote_addr}:{self.remote_port} has acknowledged nothing for {NO_PROGRESS:.0f} s"
+            self.fail(PathError(silent), True, now)
             return
         if now >= self.rto_base + out.timeout():
             self.rto_base = now
@@ -588,8 +585,7 @@ cdef class StreamCore(StreamPackets):
         if self.out.peer_slots or self.out.end == self.out.una or (self.phase != ESTABLISHED and self.phase != CLOSING):
             return
         if now - self.last_received > NO_PROGRESS:
-            self.fail(PathError(
-                f"{self.remote_addr}:{self.remote_port} closed its window and has gone silent"), True, now)
+            self.fail(PathError(f"{self.remote_addr}:{self.remote_port} closed its window and fell silent"), True, now)
             return
         if self.phase == ESTABLISHED and self.last_received > self.last_progress:
             self.last_progress = now
@@ -679,11 +675,8 @@ cdef class StreamCore(StreamPackets):
             self.host.want_flush_soon(self)
 
     def read(self, max_bytes: int) -> bytes | None:
-        """Up to `max_bytes` in-order bytes; None when there are none yet; b"" at the end of the stream.
-
-        Raises the stream's final error (`ResetError`, `PathError`, `TimeoutError`), the same each time, after the
-        bytes that arrived before it; `ClosedError` after this end's own close.
-        """
+        """Up to `max_bytes` in-order bytes; None when there are none yet; b"" at the end of the stream. Raises the
+        final error (`ResetError`, `PathError`, `TimeoutError`) each time once empty, `ClosedError` after own close."""
         cdef uint64_t count = self.into.next - self.into.read_at
         cdef bytes out
         if count == 0 or max_bytes <= 0:
@@ -696,8 +689,7 @@ cdef class StreamCore(StreamPackets):
         return out
 
     def read_into(self, buffer) -> int:
-        """As `read`, into a writable buffer: the bytes put there, -1 when there are
-        none yet, 0 at the end of the stream."""
+        """As `read`, into a writable buffer: the bytes put there, -1 when there are none yet, 0 at the end."""
         cdef Py_buffer view
         cdef uint64_t count
         if self.into.next == self.into.read_at:
@@ -707,6 +699,16 @@ cdef class StreamCore(StreamPackets):
         PyBuffer_Release(&view)
         self.after_read()
         return count
+
+    def lend(self) -> memoryview | None:
+        """The first in-order bytes as they lie in the ring, read-only; None without any. `give_back` follows."""
+        return self.into.lend()
+
+    def give_back(self, count: int) -> None:
+        """Ends the loan, `count` bytes read. Raises `InvalidValueError` when a part of the view is still in use."""
+        if not self.into.give_back(count):
+            raise InvalidValueError(f"a view of the bytes of {self!r} was kept beyond its call: copy what is to stay")
+        self.after_read()
 
     cdef object at_end(self, max_bytes):
         if max_bytes <= 0 or (self.ended_by_peer and self.failure is None):
@@ -719,9 +721,7 @@ cdef class StreamCore(StreamPackets):
 
     def write(self, data, offset: int = 0) -> int:
         """Copy `data[offset:]` into the send ring as far as it fits; returns the bytes taken, 0 when the ring is full.
-
-        Raises the stream's final error, or `ClosedError` after a close by either end.
-        """
+        Raises the stream's final error, or `ClosedError` after a close by either end."""
         cdef Py_buffer view
         cdef uint64_t taken = 0
         self.raise_if_ended()
@@ -736,8 +736,7 @@ cdef class StreamCore(StreamPackets):
         return taken
 
     def close(self) -> None:
-        """Orderly end of both directions: what is written goes out first, then a FIN.
-        Idempotent. Wake.CLOSED says when it is done."""
+        """Orderly end of both directions, a FIN after what is written. Wake.CLOSED says when it is done. Idempotent."""
         cdef double now = self.host.now()
         if self.phase == SYN_SENT:
             self.fail(ClosedError("this end has closed the stream"), True, now)

@@ -54,7 +54,7 @@ cdef extern from "_udp_compat.h" nogil:
 
     double pilot_monotonic()
     socklen_t pilot_name_of(int family, const uint8_t *ip, uint16_t port, uint32_t scope, pilot_name *name)
-    int pilot_receive(int fd, pilot_receiver *receiver, uint64_t *calls)
+    int pilot_receive(int fd, pilot_receiver *receiver, bint batched, uint64_t *calls)
     int pilot_next_report(int fd, pilot_report *report, uint64_t *calls)
     int pilot_send_one(int fd, const pilot_name *to, socklen_t to_length, const uint8_t *data, size_t length,
                        uint64_t *calls)
@@ -102,6 +102,7 @@ cdef class UdpPort(DatagramPort):
         int _family
         bint _gso
         bint _gro
+        bint _recvmmsg
         bint _receiving
         int _gso_errno                      # why GSO was switched off; 0 once it is logged
         uint64_t _dropped_logged

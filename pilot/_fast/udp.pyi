@@ -10,6 +10,7 @@ __all__ = ["Offloads", "UdpPort", "UdpStats"]
 class Offloads(NamedTuple):
     gso: bool
     gro: bool
+    recvmmsg: bool
 
 class UdpStats(NamedTuple):
     datagrams_in: int
@@ -47,6 +48,7 @@ class UdpPort(DatagramPort):
         port: int = 0,
         gso: bool = True,
         gro: bool = True,
+        recvmmsg: bool = True,
         buffer_bytes: int = ...,
         clock: Callable[[], float] | None = None,
     ) -> None: ...
@@ -56,6 +58,8 @@ class UdpPort(DatagramPort):
     def receive_buffer_bytes(self) -> int: ...
     @property
     def offloads(self) -> Offloads: ...
+    @property
+    def traffic_bytes(self) -> int: ...
     @property
     def closed(self) -> bool: ...
     def fileno(self) -> int: ...

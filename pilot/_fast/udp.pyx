@@ -41,10 +41,12 @@ cdef double LOG_SECONDS = 60.0      # at most one log line in so many seconds
 
 
 class Offloads(NamedTuple):
-    """Which kernel offloads are in use: `gso` cuts bursts on sending, `gro` merges datagrams on receipt."""
+    """What the kernel is used for: `gso` cuts bursts on sending, `gro` merges datagrams on receipt, `recvmmsg` hands
+    over several buffers per call."""
 
     gso: bool
     gro: bool
+    recvmmsg: bool
 
 
 class UdpStats(NamedTuple):
@@ -197,9 +199,10 @@ cdef class UdpPort(DatagramPort):
     """A bound UDP socket as datagram port.
 
     `host`: "" binds every address, on one dual-stack IPv6 socket where IPv6 exists, else on IPv4; a literal binds that
-    address alone ("::" all of IPv6 and nothing else, "0.0.0.0" all of IPv4). `port`: 0 takes any. `gso`, `gro`: use the
-    kernel's offloads where they work. `buffer_bytes`: asked for in each direction. `clock`: gives the sink's `now`, in
-    seconds; default CLOCK_MONOTONIC. Raises `InvalidValueError` for a host or port that cannot be, `OSError` otherwise.
+    address alone ("::" all of IPv6 and nothing else, "0.0.0.0" all of IPv4). `port`: 0 takes any. `gso`, `gro`,
+    `recvmmsg`: use these of the kernel where they work. `buffer_bytes`: asked for in each direction. `clock`: gives the
+    sink's `now`, in seconds; default CLOCK_MONOTONIC. Raises `InvalidValueError` for a host or port that cannot be,
+    `OSError` otherwise.
 
     `on_congested` and `on_drained`, None or callables without arguments, run when the port starts holding bursts back
     and when it has sent the last of them. A loop where `fileno()` is the socket itself (all but Linux) needs
@@ -217,7 +220,7 @@ cdef class UdpPort(DatagramPort):
         memset(&self._count, 0, sizeof(self._count))
 
     def __init__(self, *, host: str = "", port: int = 0, gso: bool = True, gro: bool = True,
-                 buffer_bytes: int = 7 << 20, clock=None) -> None:
+                 recvmmsg: bool = True, buffer_bytes: int = 7 << 20, clock=None) -> None:
         if not 0 < buffer_bytes < 1 << 30:
             raise InvalidValueError(f"buffer_bytes {buffer_bytes!r} is not in 1..{(1 << 30) - 1}")
         self._clock = clock
@@ -228,7 +231,9 @@ cdef class UdpPort(DatagramPort):
             self.receive_buffer_bytes = set_buffer(sock, PILOT_SO_RCVBUFFORCE, socket.SO_RCVBUF, buffer_bytes)
             set_buffer(sock, PILOT_SO_SNDBUFFORCE, socket.SO_SNDBUF, buffer_bytes)
             self._gso = gso and enable_gso(sock)
+            self.segmenting = self._gso
             self._gro = gro and set_option(sock, PILOT_SOL_UDP, PILOT_UDP_GRO, 1)
+            self._recvmmsg = recvmmsg and PILOT_UDP_LINUX
             self.address = normalise(sock.getsockname())
             if PILOT_UDP_LINUX:
                 self._poller = select.epoll()
@@ -259,7 +264,12 @@ cdef class UdpPort(DatagramPort):
     @property
     def offloads(self):
         """Offloads in use at present; GSO ends for good when the kernel refuses a burst that goes out uncut."""
-        return Offloads(self._gso, self._gro)
+        return Offloads(self._gso, self._gro, self._recvmmsg)
+
+    @property
+    def traffic_bytes(self) -> int:
+        """Payload received and sent so far, cheaper to ask for than `stats()`."""
+        return self._count.bytes_in + self._count.bytes_out
 
     @property
     def closed(self) -> bool:
@@ -331,10 +341,11 @@ cdef class UdpPort(DatagramPort):
         """Delivers up to a turn's worth of datagrams; returns how many."""
         cdef double stop = pilot_monotonic() + TURN_SECONDS
         cdef uint64_t before = self._count.datagrams_in
+        cdef int full = 1 if PILOT_UDP_LINUX and not self._recvmmsg else PILOT_SLOTS
         cdef int i, n, _
         for _ in range(TURN_BATCHES):
             with nogil:
-                n = pilot_receive(self._fd, self._receiver, &self._count.receive_calls)
+                n = pilot_receive(self._fd, self._receiver, self._recvmmsg, &self._count.receive_calls)
             if n < 0:
                 # Nothing waits, so it may be the error queue that woke us; or an error was told, which clears it.
                 self._read_reports()
@@ -349,7 +360,7 @@ cdef class UdpPort(DatagramPort):
             for i in range(n):
                 if not self._deliver(&self._receiver.slot[i], sink, now):
                     break
-            if self._fd < 0 or n < PILOT_SLOTS or pilot_monotonic() >= stop:
+            if self._fd < 0 or n < full or pilot_monotonic() >= stop:
                 break
         return self._count.datagrams_in - before
 
@@ -463,7 +474,7 @@ cdef class UdpPort(DatagramPort):
         first = result
         result = self._attempt(data, length, segment, name, name_length, False, sent)
         if result == 0:
-            self._gso = False
+            self._gso = self.segmenting = False
             self._gso_errno = -first
             self._count.gso_fallbacks += 1
         return result

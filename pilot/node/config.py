@@ -67,7 +67,17 @@ class NodeConfig:
     email: str = _setting("", "Account e-mail address the registration carries. Empty: a stand-in made from the key.")
     relay_only: bool = _setting(False, "Hide this node's address: everything goes through the beacon.")
     echo: bool = _setting(True, "Whether the echo service (port 7) runs; `pilot ping` and peers measure with it.")
-    offload: bool = _setting(True, "Whether kernel offloads (GSO, GRO, batched receive) are tried on the UDP socket.")
+    gso: bool = _setting(
+        True,
+        "Whether the kernel cuts bursts into datagrams (UDP_SEGMENT), where it can; off where a driver spoils them.",
+    )
+    gro: bool = _setting(True, "Whether the kernel merges arriving datagrams (UDP_GRO), where it can.")
+    recvmmsg: bool = _setting(True, "Whether several buffers are received per system call (recvmmsg), where possible.")
+    busy_poll_us: int = _setting(
+        50,
+        "Microseconds the node looks for the next packet of a quick exchange before it sleeps, as long as that has "
+        "lately paid. 0: never. At most 10000.",
+    )
     dial_timeout: float = _setting(30.0, "Seconds `dial` takes at most when it is given no timeout of its own.")
     memory_bytes: int = _setting(1 << 30, "Bytes all receive, and all send buffers take at most; 1 MiB or more.")
     stream_bytes: int = _setting(
@@ -100,6 +110,7 @@ class NodeConfig:
             raise InvalidValueError(
                 f"email={self.email!r} is no e-mail address: write one with an @, or leave it empty"
             )
+        _check_range("busy_poll_us", self.busy_poll_us, 0, 10_000)
         _check_range("dial_timeout", self.dial_timeout, 0.001, MAX_DEADLINE)
         _check_range("memory_bytes", self.memory_bytes, 1 << 20, 1 << 48)
         _check_range("stream_bytes", self.stream_bytes, 1 << 16, 1 << 30)
@@ -138,7 +149,8 @@ class NodeConfig:
         """The settings of the command: flag, else environment (`PILOT_<SETTING>`), else TOML file, else default.
 
         `flags` holds what was given on the command line; None counts as not given. `file` None means no file. In the
-        environment booleans are `1/0`, `true/false`, `yes/no`, `on/off`.
+        environment booleans are `1/0`, `true/false`, `yes/no`, `on/off`, and `PILOT_NO_<SETTING>` is the opposite of
+        `PILOT_<SETTING>`, as the flag `--no-<setting>` is (`PILOT_NO_GSO=1`); given both, it wins.
 
         Raises:
             InvalidValueError: the file cannot be read, holds an unknown setting, or a value cannot be used; the message
@@ -147,9 +159,12 @@ class NodeConfig:
         names = {setting.name: str(setting.type) for setting in dataclasses.fields(cls)}
         values = _read_toml(Path(file), names) if file is not None else {}
         for name, kind in names.items():
-            text = environment.get(ENVIRONMENT_PREFIX + name.upper())
-            if text is not None:
-                values[name] = _from_text(ENVIRONMENT_PREFIX + name.upper(), text, kind)
+            variable = ENVIRONMENT_PREFIX + name.upper()
+            opposite = f"{ENVIRONMENT_PREFIX}NO_{name.upper()}"
+            if variable in environment:
+                values[name] = _from_text(variable, environment[variable], kind)
+            if kind == "bool" and opposite in environment:
+                values[name] = not _from_text(opposite, environment[opposite], kind)
         values.update({name: value for name, value in flags.items() if value is not None})
         return cls(**values)
 

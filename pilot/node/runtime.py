@@ -30,6 +30,7 @@ from pilot.node.listener import serving
 from pilot.node.network_file import NetworkFile
 from pilot.node.networks import Memberships
 from pilot.node.policy import PolicyGate
+from pilot.node.polling import BusyPoll
 from pilot.node.receive_watch import TICK_SECONDS, Received, ReceiveWatch
 from pilot.node.scheduler import Scheduler
 from pilot.node.services import NodeServices
@@ -73,7 +74,7 @@ _log = logging.getLogger("pilot.node")
 def open_udp_port(config: NodeConfig) -> UdpPort:
     """The real datagram port: one UDP socket, dual-stack where IPv6 exists and no address is named."""
     host, port = parse_listen(config.listen)
-    return UdpPort(host=host, port=port, gso=config.offload, gro=config.offload)
+    return UdpPort(host=host, port=port, gso=config.gso, gro=config.gro, recvmmsg=config.recvmmsg)
 
 
 class Runtime:
@@ -184,7 +185,12 @@ class Runtime:
         self._stack.callback(port.close)
         if not isinstance(port, UdpPort):
             return  # a virtual port delivers by itself
-        self._loop.add_reader(port.fileno(), port.on_readable)
+        on_readable = port.on_readable
+        if self.config.busy_poll_us:
+            polling = BusyPoll(self._loop, port, self.clock, self.config.busy_poll_us * 1e-6)
+            self._stack.callback(polling.stop)
+            on_readable = polling.on_readable
+        self._loop.add_reader(port.fileno(), on_readable)
         self._stack.callback(self._loop.remove_reader, port.fileno())
 
     def _compose(self) -> None:

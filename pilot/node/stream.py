@@ -6,11 +6,13 @@ import asyncio
 from threading import get_ident
 from typing import TYPE_CHECKING, Final, Self
 
-from pilot._fast.errors import ClosedError, InvalidValueError
+from pilot._fast.errors import BusyError, ClosedError, InvalidValueError
 from pilot._fast.stream import StreamState, Wake
+from pilot.node.receiver import StreamReceiver
 from pilot.node.waiting import Deadline, Waiter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from typing_extensions import Buffer
@@ -58,6 +60,7 @@ class Stream:
         "_opener",
         "_read_deadline",
         "_reader",
+        "_receiver",
         "_shut",
         "_turns",
         "_write_deadline",
@@ -70,7 +73,8 @@ class Stream:
         self._held = bytearray()  # what an unfinished readexactly has taken from the core; read next
         self._shut = False  # by this end
         self._turns = 0
-        self._reader = Waiter()
+        self._reader: Waiter | StreamReceiver = Waiter()
+        self._receiver: StreamReceiver | None = None  # the reader, where that is callbacks
         self._writer = Waiter()
         self._acker = Waiter()
         self._opener = Waiter()
@@ -195,6 +199,69 @@ class Stream:
         del self._held[:n]
         return data
 
+    # ---------------------------------------------------------------------------------- reading by callback
+
+    def set_receiver(
+        self,
+        received: Callable[[memoryview], int | None] | None,
+        *,
+        ended: Callable[[Exception | None], object] | None = None,
+        writable: Callable[[], object] | None = None,
+    ) -> None:
+        """Has `received(view)` called with what arrives, instead of a task that reads: no copy, no task switch.
+
+        `view` is a read-only memoryview of the bytes in the receive ring, in order, shown at the end of the batch of
+        packets that brought them; two calls follow each other where the ring wraps, or where more is there than the
+        batch brought. It is valid during the call only and released afterwards: copy what is to stay. `received`
+        returns None when it has taken everything, or the number of bytes it has taken. Fewer than it was shown pauses
+        the stream, as `pause_reading` does: the rest stays in the ring, and the peer is held back when that is full.
+
+        `ended(error)` is called once, after the last byte was taken: with None where `read` would return `b""`, else
+        with what it would raise, `ClosedError` when this end closed the stream. `writable()` is called when the send
+        ring has room again after `write_nowait` filled it. All of them run in the loop, never inside this call, and
+        may call anything here: `stream.set_receiver(stream.write_nowait, writable=stream.resume_reading)` is an echo.
+        An exception in one of them is logged and resets this stream, as does a view, or a slice of one, that is still
+        in use after the call; `ended` is told. What a broken stream raises (`write_nowait` to one) is no defect and
+        logged at level INFO.
+
+        Another call replaces the callbacks; `set_receiver(None)` takes them away, and tasks read again. A read deadline
+        does not count for callbacks.
+
+        Raises:
+            BusyError: a task is reading, or the node belongs to another loop or thread.
+        """
+        self._home.check()
+        if self._receiver is None:
+            self._reader.claim("set a receiver on", self)
+        if received is None:
+            if self._receiver is not None:
+                self._reader, self._receiver = Waiter(), None
+            return
+        self._reader = self._receiver = StreamReceiver(self, received, ended, writable)
+        self._receiver.resume()
+
+    def pause_reading(self) -> None:
+        """Has the receiver not called until `resume_reading`; what arrives waits in the ring. May be repeated.
+
+        Raises:
+            BusyError: no receiver is set, or the node belongs to another loop or thread.
+        """
+        self._require_receiver("pause").pause()
+
+    def resume_reading(self) -> None:
+        """Has the receiver called again, first, soon, with what it has left or what has arrived. May be repeated.
+
+        Raises:
+            BusyError: no receiver is set, or the node belongs to another loop or thread.
+        """
+        self._require_receiver("resume").resume()
+
+    def _require_receiver(self, what: str) -> StreamReceiver:
+        self._home.check()
+        if self._receiver is None:
+            raise BusyError(f"cannot {what} reading from {self}: tasks read it, no receiver is set")
+        return self._receiver
+
     # ------------------------------------------------------------------------------------------ writing
 
     async def write(self, data: Buffer) -> None:
@@ -238,7 +305,11 @@ class Stream:
         self._writer.claim("write to", self)
         if self._shut:
             self._check(None, "write")
-        return self._core.write(data)
+        taken = self._core.write(data)
+        if self._receiver is not None and not self._core.writable:
+            self._receiver.full = True
+            self._core.interest |= WAKE_WRITE
+        return taken
 
     async def drain(self) -> None:
         """Returns when the peer's node has acknowledged everything written so far (not: when the peer has read it).
@@ -371,7 +442,7 @@ class Stream:
         """
         self._home.check()
         if self._read_deadline is None:
-            self._read_deadline = Deadline(self._home.loop, self._reader.wake)
+            self._read_deadline = Deadline(self._home.loop, self._wake_reader)
         self._read_deadline.move(when)
 
     def set_write_deadline(self, when: float | None) -> None:
@@ -392,7 +463,7 @@ class Stream:
 
     # ------------------------------------------------------------------------------- waiting and waking
 
-    async def _wait(self, waiter: Waiter, event: int, deadline: Deadline | None) -> None:
+    async def _wait(self, waiter: Waiter | StreamReceiver, event: int, deadline: Deadline | None) -> None:
         """Until the core reports `event`, the stream ends or the deadline fires or moves."""
         if not self._home.loop.is_running():
             self._home.refuse()
@@ -402,7 +473,7 @@ class Stream:
             deadline.arm()
         await waiter.wait(self._home.loop)
 
-    async def _yield(self, waiter: Waiter) -> None:
+    async def _yield(self, waiter: Waiter | StreamReceiver) -> None:
         """Lets other tasks run once, keeping the place against a second reader or writer."""
         self._turns = 0
         self._home.loop.call_soon(waiter.wake)
@@ -429,6 +500,8 @@ class Stream:
             self._reader.wake()
         if events & WAKE_WRITE:
             self._writer.wake()
+            if self._receiver is not None:
+                self._receiver.room()
         if events & WAKE_ACKED:
             self._acker.wake()
         if events & WAKE_OPEN:
@@ -446,6 +519,9 @@ class Stream:
         self._reader.wake()
         self._opener.wake()
         self._wake_writers()
+
+    def _wake_reader(self) -> None:
+        self._reader.wake()
 
     def _wake_writers(self) -> None:
         self._writer.wake()

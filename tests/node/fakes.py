@@ -54,6 +54,16 @@ class FakeCore:
         buffer[: len(data)] = data
         return len(data)
 
+    def lend(self) -> memoryview | None:
+        return memoryview(bytes(self.incoming)) if self.incoming else None
+
+    def give_back(self, count: int) -> None:
+        del self.incoming[:count]
+
+    @property
+    def writable(self) -> int:
+        return self.room - self.unacknowledged
+
     def write(self, data: Any, offset: int = 0) -> int:
         if self.failure is not None:
             raise self.failure

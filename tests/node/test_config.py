@@ -28,6 +28,7 @@ def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path) -> None
     [
         ("PUBLIC", "Yes", True),
         ("ECHO", "0", False),
+        ("GSO", "off", False),
         ("BACKLOG", "7", 7),
         ("DIAL_TIMEOUT", "2.5", 2.5),
         ("STATE_DIR", "/x", "/x"),
@@ -35,6 +36,22 @@ def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path) -> None
 )
 def test_environment_values(name: str, text: str, value: Any) -> None:
     assert getattr(NodeConfig.load({}, {f"PILOT_{name}": text}), name.lower()) == value
+
+
+@pytest.mark.parametrize("setting", ["gso", "gro", "recvmmsg", "echo"])
+def test_switching_off_by_environment(setting: str) -> None:
+    name = setting.upper()
+    assert getattr(NodeConfig.load({}, {}), setting) is True
+    assert getattr(NodeConfig.load({}, {f"PILOT_NO_{name}": "1"}), setting) is False
+    assert getattr(NodeConfig.load({}, {f"PILOT_NO_{name}": "no"}), setting) is True
+    assert getattr(NodeConfig.load({}, {f"PILOT_NO_{name}": "1", f"PILOT_{name}": "1"}), setting) is False
+    assert getattr(NodeConfig.load({setting: True}, {f"PILOT_NO_{name}": "1"}), setting) is True
+    with pytest.raises(InvalidValueError, match=f"PILOT_NO_{name}='maybe'"):
+        NodeConfig.load({}, {f"PILOT_NO_{name}": "maybe"})
+
+
+def test_only_booleans_have_an_opposite() -> None:
+    assert NodeConfig.load({}, {"PILOT_NO_HOSTNAME": "x"}) == NodeConfig()
 
 
 @pytest.mark.parametrize(
@@ -52,6 +69,9 @@ def test_environment_values(name: str, text: str, value: Any) -> None:
         ("email", "nobody"),
         ("public", 1),
         ("backlog", True),
+        ("busy_poll_us", -1),
+        ("busy_poll_us", 10_001),
+        ("gso", 1),
         ("backlog", 0),
         ("state_dir", 5),
         ("dial_timeout", float("nan")),
