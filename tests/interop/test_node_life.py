@@ -124,21 +124,20 @@ async def test_a_dead_daemon(start_daemon, rendezvous, namespace):
         await daemon.start()
 
 
-async def test_our_node_is_dead(start_daemon, rendezvous, namespace, tmp_path):
-    daemon = await start_daemon("bob", public=True, expect=AFTER_TUNNEL_LOSS)
+async def our_node_is_dead(start_daemon, rendezvous, namespace, tmp_path):
+    daemon = await start_daemon("alone", public=True, expect=AFTER_TUNNEL_LOSS)
     async with await daemon.ipc() as client:
-        async with our_node(namespace, rendezvous, state_dir=str(tmp_path / "ours")) as node:
+        async with our_node(namespace, rendezvous, "dead", state_dir=str(tmp_path / "dead")) as node:
             address = str(node.address)
         with pytest.raises(IpcError, match="dial timeout"):
             await client.dial(address, 7)
 
 
-@pytest.mark.usefixtures("filtering")
-async def test_the_direct_path_is_cut_and_heals(start_daemon, rendezvous, namespace):
-    daemon = await start_daemon("bob", public=True, expect=(*AFTER_TUNNEL_LOSS, "tunnel decrypt error"))
-    async with our_node(namespace, rendezvous) as node:
+async def the_direct_path_is_cut_and_heals(start_daemon, rendezvous, namespace):
+    daemon = await start_daemon("severed", public=True, expect=(*AFTER_TUNNEL_LOSS, "tunnel decrypt error"))
+    async with our_node(namespace, rendezvous, "cut") as node:
         here, there = node.endpoint[0], daemon.endpoint[0]
-        async with await node.dial("bob", 7, timeout=10) as stream:
+        async with await node.dial("severed", 7, timeout=10) as stream:
 
             async def echo_once(data: bytes) -> None:
                 await stream.write(data)
@@ -162,6 +161,26 @@ async def test_the_direct_path_is_cut_and_heals(start_daemon, rendezvous, namesp
             await echo_once(random.Random(6).randbytes(300_000))
 
 
+async def relay_only_never_sends_direct(start_daemon, rendezvous, namespace):
+    daemon = await start_daemon("relayed", public=True, expect=AFTER_TUNNEL_LOSS)
+    async with our_node(namespace, rendezvous, "relay-only", relay_only=True) as node, await daemon.ipc() as client:
+        async with datagrams_between(node.endpoint[0], daemon.endpoint[0]) as seen:
+            await echo(node, "relayed", random.Random(9).randbytes(100_000))
+            await echo_from(client, str(node.address), random.Random(10).randbytes(100_000))
+            await asyncio.sleep(17)  # one round of the daemon's upgrade attempts and punches
+            await echo(node, "relayed", b"still by relay")
+        assert seen == []
+
+
+@pytest.mark.usefixtures("filtering")
+async def test_timers_of_the_daemon(start_daemon, rendezvous, namespace, tmp_path):
+    """Beside each other, as each of these waits most of half a minute for the daemon's dials or attempts."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(our_node_is_dead(start_daemon, rendezvous, namespace, tmp_path))
+        group.create_task(the_direct_path_is_cut_and_heals(start_daemon, rendezvous, namespace))
+        group.create_task(relay_only_never_sends_direct(start_daemon, rendezvous, namespace))
+
+
 @pytest.mark.usefixtures("filtering")
 async def test_no_direct_path_from_the_start(start_daemon, rendezvous, namespace):
     daemon = await start_daemon("bob", public=True, expect=AFTER_TUNNEL_LOSS)
@@ -169,17 +188,6 @@ async def test_no_direct_path_from_the_start(start_daemon, rendezvous, namespace
         with namespace.cut(node.endpoint[0], daemon.endpoint[0]):
             await echo(node, "bob", random.Random(7).randbytes(100_000))
             await echo_from(client, str(node.address), random.Random(8).randbytes(100_000))
-
-
-async def test_relay_only_never_sends_direct(start_daemon, rendezvous, namespace):
-    daemon = await start_daemon("bob", public=True, expect=AFTER_TUNNEL_LOSS)
-    async with our_node(namespace, rendezvous, relay_only=True) as node, await daemon.ipc() as client:
-        async with datagrams_between(node.endpoint[0], daemon.endpoint[0]) as seen:
-            await echo(node, "bob", random.Random(9).randbytes(100_000))
-            await echo_from(client, str(node.address), random.Random(10).randbytes(100_000))
-            await asyncio.sleep(17)  # one round of the daemon's upgrade attempts and punches
-            await echo(node, "bob", b"still by relay")
-        assert seen == []
 
 
 async def test_a_daemon_that_is_relay_only(start_daemon, rendezvous, namespace):
