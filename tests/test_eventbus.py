@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from pilot._fast.errors import BusyError, ClosedError, InvalidValueError
 from pilot._fast.eventbus import CACHED_TOPICS, CAPACITY, STRANGERS_PER_SECOND, Event, EventBus, Subscription
 
-VECTORS = json.loads((Path(__file__).parent / "vectors" / "event_bus_patterns.json").read_text())["event_bus_patterns"]
+VECTORS = json.loads((Path(__file__).parent / "vectors" / "services.json").read_text())["event_bus_patterns"]
 
 # 1.18.0 knows `*` only alone and in `x.*`. Here it is any run of characters wherever it stands (DESIGN section 5).
 BEYOND_THE_OFFICIAL = [["tun*", "tunnel.x", False]]

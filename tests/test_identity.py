@@ -19,7 +19,8 @@ from pilot.node import state as state_module
 from pilot.node.identity import LocalIdentity
 from pilot.node.state import StateDirectory, write_file
 
-VECTOR = json.loads((Path(__file__).parent / "vectors" / "identity.json").read_text())
+VECTORS = json.loads((Path(__file__).parent / "vectors" / "services.json").read_text())
+VECTOR = VECTORS["identity"]
 OFFICIAL: str = VECTOR["file_text"]
 KEYS: dict[str, str] = json.loads(OFFICIAL)
 SECRET = KEYS["private_key"]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import hmac
 import json
 import logging
+import secrets
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -16,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pilot._fast.addr import Addr
 from pilot._fast.errors import BusyError, InvalidValueError
 from pilot.node.state import read_file, write_file
+from pilot.protocol.signed_request import RequestEnvelope
 
 if TYPE_CHECKING:
     import os
@@ -112,6 +116,20 @@ class LocalIdentity:
     def sign(self, msg: Buffer) -> bytes:
         """The 64-byte Ed25519 signature over `msg`."""
         return self._private_key.sign(msg if isinstance(msg, bytes) else bytes(msg))
+
+    def sign_request(self, body: Buffer, audience: str, *, now: float | None = None) -> tuple[str, bytes]:
+        """The envelope of a request with `body` to the third party `audience`, and its signature, for HTTP headers, say.
+
+        `now` is in unix seconds, None for the clock's. The receiver checks both with
+        `pilot.protocol.signed_request.verify_request_untrusted`. Source: services.md 11.
+
+        Raises:
+            InvalidValueError: the audience is not 1 to 64 of `a-z 0-9 . -`.
+        """
+        seconds = int(time.time() if now is None else now)
+        digest = hashlib.sha256(body).digest()
+        envelope = str(RequestEnvelope(self._address, seconds, secrets.token_bytes(8), digest, audience))
+        return envelope, self.sign(envelope.encode())
 
     def _registered(self, node_id: int, address: Addr) -> None:
         """The directory tells what the registry answered."""

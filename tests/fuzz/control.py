@@ -7,7 +7,9 @@ import hashlib
 from typing import Any
 
 from pilot._fast.errors import InvalidValueError
+from pilot.node.identity import LocalIdentity
 from pilot.protocol import beacon as wire
+from pilot.protocol.signed_request import verify_request_untrusted
 from pilot.rendezvous.beacon import Beacon
 from pilot.rendezvous.config import BeaconLimits
 from pilot.tunnel.frames import FrameError, encode_pila, encode_pilk, parse_exchange_untrusted, signed_message
@@ -17,6 +19,8 @@ from tests.tunnel.fakes import BEACON, Host, Identity, Network
 ELSEWHERE = ("203.0.113.66", 666)
 POINTS = [bytes(32), b"\x01" + bytes(31), bytes(31) + b"\x80", b"\xff" * 32, b"\x09" + bytes(31)]
 """X25519 keys worth trying; the first ones are of low order."""
+REQUEST_KEY = LocalIdentity.generate().public_key
+"""Of nobody: its private half is gone."""
 
 
 class Contact:
@@ -185,7 +189,26 @@ def run_relay(data: bytes) -> None:
     assert sent == [(len(wire.encode_discover_reply("198.51.100.9", 9)), ("198.51.100.9", 9))]
 
 
+def run_signed_request(data: bytes) -> None:
+    """Anything as envelope and signature of a request: refused in one way, for nobody has signed it."""
+    envelope, _, signature = data.decode("latin-1").partition("\n")
+    try:
+        verify_request_untrusted(
+            envelope, signature.encode("latin-1"), b"", audience="a", public_key=REQUEST_KEY, now=1000.0
+        )
+    except InvalidValueError:
+        return
+    raise AssertionError("a forged request was accepted")
+
+
+def signed_request_seeds() -> list[bytes]:
+    identity = LocalIdentity.generate()
+    envelope, signature = identity.sign_request(b"", "a", now=1000.0)
+    return [envelope.encode() + b"\n" + signature]
+
+
 TARGETS = (
+    Target("signed_request", "signed requests of others", run_signed_request, signed_request_seeds),
     Target("exchange", "key exchange frames into a live tunnel", run_exchange, exchange_seeds),
     Target("beacon", "beacon messages into a live tunnel", run_beacon, beacon_seeds),
     Target("relay", "datagrams into our beacon", run_relay, beacon_seeds),
