@@ -118,7 +118,7 @@ class LocalIdentity:
         return self._private_key.sign(msg if isinstance(msg, bytes) else bytes(msg))
 
     def sign_request(self, body: Buffer, audience: str, *, now: float | None = None) -> tuple[str, bytes]:
-        """The envelope of a request with `body` to the third party `audience`, and its signature: two HTTP headers, say.
+        """An envelope for `body`, a request to the third party `audience`, and its signature (two HTTP headers, say).
 
         `now` is in unix seconds, None for the clock's. The receiver checks both with
         `pilot.protocol.signed_request.verify_request_untrusted`. Source: services.md 11.
