@@ -10,6 +10,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from pilot._fast.errors import (
     RegistryError,
 )
 from pilot.coreapi import Identity, Listener, PeerResolver, Streams
-from pilot.node import ECHO_PORT, Node, NodeConfig
+from pilot.node import ECHO_PORT, Node, NodeConfig, runtime
+from pilot.node.directory import ClientOptions, RegistryClient
 from pilot.rendezvous import Rendezvous, RendezvousConfig
 from tests.node.conftest import StartNode, addresses, eventually
 
@@ -106,6 +108,14 @@ async def test_identity_survives_and_state_is_private(rendezvous: Rendezvous, tm
         assert (node.identity.public_key, node.address) == (key, address)
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that try a registry out of reach as often as ever, but wait milliseconds in between, not 7 seconds."""
+    options = ClientOptions(dial_pauses=(0.01,) * len(ClientOptions().dial_pauses))
+    monkeypatch.setattr(runtime, "RegistryClient", partial(RegistryClient, options=options))
+
+
+@pytest.mark.usefixtures("impatient")
 async def test_failed_start_leaves_nothing(tmp_path: Path, free_port: int) -> None:
     async with Rendezvous(RendezvousConfig(registry_port=0, beacon_port=0)) as server:
         where = addresses(server)
@@ -247,6 +257,7 @@ async def test_fifty_nodes_in_one_process(start_node: StartNode) -> None:
 # --------------------------------------------------------------------------------------------- registry
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_tunnels_outlive_a_registry_outage() -> None:
     server = Rendezvous(RendezvousConfig(registry_port=0, beacon_port=0))
     await server.start()
