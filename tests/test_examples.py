@@ -143,6 +143,16 @@ async def test_plugin(registry: str, tmp_path: Path) -> None:
     assert await output(await start("plugin.py", registry, tmp_path)) == ["b'hi\\n'", "greeter"]
 
 
+async def test_trust(registry: str, tmp_path: Path) -> None:
+    assert await output(await start("trust.py", registry, tmp_path)) == [
+        "b'out of reach'",
+        "['it is alice']",
+        "b'hello'",
+        "[('trust.changed', 'approved'), ('trust.revoked', None), ('trust.changed', 'local')]",
+        "b'out of reach' [] []",
+    ]
+
+
 async def test_without_a_network(tmp_path: Path) -> None:
     # pytest-asyncio warns of settings that only a project has
     lines = await output(await start("without_a_network.py", WRITTEN, tmp_path, warnings="ignore"))

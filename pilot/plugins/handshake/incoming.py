@@ -41,7 +41,6 @@ class Incoming:
         self._identity = deps.identity
         self._log = deps.logger
         self._registry = host.registry
-        self._drop_tunnel = host.drop_tunnel
         self._ledger = ledger
         self._grants = grants
         self._outbound = outbound
@@ -51,8 +50,11 @@ class Incoming:
 
     # ----------------------------------------------------------------------------------------- direct
 
-    async def handle(self, checked: Checked) -> None:
-        """Acts on a message that passed all checks; one of an unknown type is ignored."""
+    async def handle(self, checked: Checked) -> bool:
+        """Acts on a message that passed all checks; one of an unknown type is ignored.
+
+        Returns whether the tunnel has to end, once the sender knows that its message has arrived.
+        """
         match checked.message.type:
             case MessageType.REQUEST:
                 await self._request(checked)
@@ -61,9 +63,10 @@ class Incoming:
             case MessageType.REJECT:
                 self._reject(checked)
             case MessageType.REVOKE:
-                self._revoke(checked)
+                return self._revoke(checked)
             case unknown:
                 self._log.debug("a handshake message of type %r is ignored", unknown)
+        return False
 
     async def _request(self, checked: Checked) -> None:
         message, ledger = checked.message, self._ledger
@@ -107,19 +110,19 @@ class Incoming:
     def _reject(self, checked: Checked) -> None:
         self._rejected(checked.message.node_id, printable(checked.message.reason))
 
-    def _revoke(self, checked: Checked) -> None:
+    def _revoke(self, checked: Checked) -> bool:
         node, book = checked.message.node_id, self._ledger.book
         known = book.trusted.get(node)
         if known is None and node not in book.pending and node not in book.outgoing:
-            return
+            return False
         if not checked.bound and known is not None and known.public_key not in (b"", checked.message.public_key):
             self._log.debug("a revocation in the name of node %d with another key is dropped", node)
-            return
+            return False
         trusted = self._ledger.revoked_by_peer(node)
         self._settled(node)
-        self._drop_tunnel(node)
         if trusted:
             self._withdraw(node)
+        return True
 
     async def _shared_networks(self, networks: frozenset[int]) -> frozenset[int]:
         """Those of `networks` this node is a member of."""

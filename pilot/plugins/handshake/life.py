@@ -20,7 +20,7 @@ from pilot.coreapi import (
     ServiceNotReadyError,
     recover_plugin,
 )
-from pilot.plugins.handshake.checks import Checks, find_record
+from pilot.plugins.handshake.checks import Checked, Checks, find_record
 from pilot.plugins.handshake.grants import Grants
 from pilot.plugins.handshake.incoming import Incoming
 from pilot.plugins.handshake.ledger import Ledger
@@ -150,17 +150,27 @@ class Life:
             task.add_done_callback(self._serving.pop)
 
     async def _serve(self, stream: Stream, peer: int) -> None:
+        ends_tunnel = False
         with recover_plugin(NAME, "handle", self.deps.events):
-            async with stream:
-                try:
-                    async with asyncio.timeout(READ_SECONDS):
-                        message = await _read_untrusted(stream)
-                    checked = await self._checks.check_untrusted(message, peer)
-                except (PilotError, TimeoutError) as error:
-                    self.dropped += 1
-                    self.deps.logger.debug("a handshake message from node %d is dropped: %s", peer, error)
-                    return
-                await self._incoming.handle(checked)
+            try:
+                async with stream:
+                    checked = await self._receive(stream, peer)
+                    if checked is not None:
+                        ends_tunnel = await self._incoming.handle(checked)
+            finally:
+                if ends_tunnel:
+                    self._drop_tunnel(peer)
+
+    async def _receive(self, stream: Stream, peer: int) -> Checked | None:
+        """The message, None when it is to be dropped."""
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                message = await _read_untrusted(stream)
+            return await self._checks.check_untrusted(message, peer)
+        except (PilotError, TimeoutError) as error:
+            self.dropped += 1
+            self.deps.logger.debug("a handshake message from node %d is dropped: %s", peer, error)
+            return None
 
     # ----------------------------------------------------------------------------------------- mailbox
 
@@ -267,7 +277,7 @@ class Life:
     async def approve(self, node: int) -> bool:
         """See `HandshakeService.approve`."""
         self._check_registered()
-        await self.mailbox.refresh()
+        await self._look_for(node)
         if node not in self._book.pending:
             return False
         record = await find_record(self._registry, node, max_age=FRESH_SECONDS)
@@ -284,11 +294,16 @@ class Life:
         await self._file.write(self._book)
         return True
 
+    async def _look_for(self, node: int) -> None:
+        """A request that is not here may wait in the mailbox."""
+        if node not in self._book.pending:
+            await self.mailbox.refresh()
+
     async def reject(self, node: int, reason: str) -> bool:
         """See `HandshakeService.reject`."""
         self._check_registered()
         data = self._outbound.message(node, MessageType.REJECT, reason=reason)
-        await self.mailbox.refresh()
+        await self._look_for(node)
         had_asked = self.ledger.reject(node, reason)
         self._errands.spawn("reject", self._outbound.tell_rejected(node, data))
         await self._file.write(self._book)
@@ -302,11 +317,14 @@ class Life:
         self.ledger.revoke(node)
         self.mailbox.settled(node)
         self._telling_revoked.add(node)
-        if not self._errands.spawn("revoke", self._finish_revocation(node)):
+        telling = self._errands.spawn("revoke", self._finish_revocation(node))
+        if telling is None:
             self._telling_revoked.discard(node)
             self._drop_tunnel(node)
             self._withdraw(node)
         await self._file.write(self._book)
+        if telling is not None:
+            await asyncio.wait([telling])
 
     async def _finish_revocation(self, node: int) -> None:
         """Tells the peer while it can still be found, and then the registry."""

@@ -35,8 +35,7 @@ class MailboxPoller:
         self._clock = clock
         self._log = logger
         self._wake = asyncio.Event()
-        self._round: asyncio.Future[None] | None = None
-        self._polling = False
+        self._wanted: asyncio.Future[None] | None = None
         self._last = clock() - IDLE_SECONDS
         self._awaited: dict[int, float] = {}
         self._noticed = False
@@ -82,26 +81,25 @@ class MailboxPoller:
                     self._tokens = max(0.0, self._tokens - 1.0)
                 await self._poll_now()
         finally:
-            self._end_round()
+            _release(self._wanted)
+            self._wanted = None
 
     async def refresh(self) -> None:
-        """Has `run` poll unless that was done within 2 s. That the registry cannot be asked is only logged.
+        """Returns when `run` has polled since the call, 2 s after the poll before. One that failed is only logged.
 
         Cancelling it does not end the poll, which may have emptied the mailbox already.
         """
-        if self._stopping or (not self._polling and self._clock() - self._last < FAST_SECONDS):
+        if self._stopping:
             return
-        if self._round is None:
-            self._round = asyncio.get_running_loop().create_future()
+        if self._wanted is None:
+            self._wanted = asyncio.get_running_loop().create_future()
             self._wake.set()
-        await asyncio.shield(self._round)
+        await asyncio.shield(self._wanted)
 
     def _due(self) -> float:
         now = self._clock()
-        if self._round is not None:
-            return now
         self._awaited = {node: until for node, until in self._awaited.items() if until > now}
-        due = self._last + (FAST_SECONDS if self._awaited else IDLE_SECONDS)
+        due = self._last + (FAST_SECONDS if self._awaited or self._wanted is not None else IDLE_SECONDS)
         if self._noticed:
             due = min(due, now + self._until_token(now))
         return due
@@ -113,17 +111,15 @@ class MailboxPoller:
 
     async def _poll_now(self) -> None:
         self._last = self._clock()
-        self._polling = True
+        served, self._wanted = self._wanted, None
         try:
             await self._poll()
         except PilotError as error:
             self._log.debug("the handshake mailbox could not be read: %s", error)
         finally:
-            self._polling = False
-            self._end_round()
+            _release(served)
 
-    def _end_round(self) -> None:
-        """Those who wait for a poll go on."""
-        waiting, self._round = self._round, None
-        if waiting is not None and not waiting.done():
-            waiting.set_result(None)
+
+def _release(waiting: asyncio.Future[None] | None) -> None:
+    if waiting is not None and not waiting.done():
+        waiting.set_result(None)

@@ -35,7 +35,7 @@ Errand = Coroutine[Any, Any, object]
 
 
 class Errands:
-    """Tasks of the plugin that nobody waits for: bounded in number, each guarded, all gone after `stop`."""
+    """Tasks of the plugin that hardly anybody waits for: bounded in number, each guarded, all gone after `stop`."""
 
     def __init__(self, plugin: str, deps: Deps) -> None:
         self._plugin = plugin
@@ -43,12 +43,12 @@ class Errands:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
-    def spawn(self, op: str, errand: Errand) -> bool:
-        """Runs `errand`; False, and it does not run, when there are too many, or all are being cancelled."""
+    def spawn(self, op: str, errand: Errand) -> asyncio.Task[None] | None:
+        """The task that runs `errand`; None, and it does not run, when there are too many or all are cancelled."""
         if self._stopping or len(self._tasks) >= MAX_ERRANDS:
             errand.close()
             self._deps.logger.debug("%s is left out: %d errands are under way", op, len(self._tasks))
-            return False
+            return None
 
         async def guarded() -> None:
             with recover_plugin(self._plugin, op, self._deps.events):
@@ -57,7 +57,7 @@ class Errands:
         task = asyncio.create_task(guarded(), name=f"pilot {self._plugin} {op}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return True
+        return task
 
     async def stop(self) -> None:
         """Gives what is under way a second to end, then cancels it and waits for that."""

@@ -32,8 +32,8 @@ __all__ = ["HandshakeService"]
 class HandshakeService(Service):
     """Trust between this node and others: who asks, who is accepted, and the trust gate's answers.
 
-    Calls come from the node's loop. Those that tell peers return when the decision is made and kept; telling goes on in
-    the background, and what of it fails is logged: a peer that was not reached learns of it through the mailbox.
+    Calls come from the node's loop. `approve` and `reject` return when the decision is made and kept; telling goes on
+    in the background, and what of it fails is logged: a peer that was not reached learns of it through the mailbox.
     """
 
     name = NAME
@@ -109,8 +109,9 @@ class HandshakeService(Service):
         return dict(self._running().ledger.book.outgoing)
 
     async def refresh(self) -> None:
-        """Takes what is there out of the registry's mailbox, at most every 2 s; that it cannot be asked is logged.
+        """Takes what is there out of the registry's mailbox. That it cannot be asked is logged.
 
+        It is read every 2 s at most, so this may take as long.
         Cancelling it loses nothing: the poll goes on.
 
         Raises:
@@ -172,9 +173,10 @@ class HandshakeService(Service):
         return await self._running().reject(_checked_id(node_id), reason)
 
     async def revoke(self, node_id: int) -> None:
-        """Trusts `node_id` no more; it is told, the tunnel ends, the registry forgets the pair.
+        """Trusts `node_id` no more; it is told, its tunnel with all streams ends, the registry forgets the pair.
 
-        For five minutes approvals of it are ignored. Cancelled, trust has ended all the same.
+        Returns when the tunnel has ended: as soon as the peer was told, after 15 s if it does not answer. For five
+        minutes approvals of it are ignored. Cancelled, trust has ended, and the rest goes on in the background.
 
         Raises:
             InvalidValueError: no such node id can be.
