@@ -108,14 +108,6 @@ async def test_identity_survives_and_state_is_private(rendezvous: Rendezvous, tm
         assert (node.identity.public_key, node.address) == (key, address)
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nodes that try a registry out of reach as often as ever, but wait milliseconds in between, not 7 seconds."""
-    options = ClientOptions(dial_pauses=(0.01,) * len(ClientOptions().dial_pauses))
-    monkeypatch.setattr(runtime, "RegistryClient", partial(RegistryClient, options=options))
-
-
-@pytest.mark.usefixtures("impatient")
 async def test_failed_start_leaves_nothing(tmp_path: Path, free_port: int) -> None:
     async with Rendezvous(RendezvousConfig(registry_port=0, beacon_port=0)) as server:
         where = addresses(server)
@@ -257,8 +249,10 @@ async def test_fifty_nodes_in_one_process(start_node: StartNode) -> None:
 # --------------------------------------------------------------------------------------------- registry
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_tunnels_outlive_a_registry_outage() -> None:
+async def test_tunnels_outlive_a_registry_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As many dials as ever, but milliseconds between them, not 7 s in all.
+    options = ClientOptions(dial_pauses=(0.01,) * len(ClientOptions().dial_pauses))
+    monkeypatch.setattr(runtime, "RegistryClient", partial(RegistryClient, options=options))
     server = Rendezvous(RendezvousConfig(registry_port=0, beacon_port=0))
     await server.start()
     where = addresses(server)
