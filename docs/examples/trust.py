@@ -1,6 +1,7 @@
 """Two private nodes: strangers to each other until a handshake is approved, and again once trust is revoked."""
 
 import pilot
+from pilot.plugins.handshake import HandshakeService
 
 
 async def hello(node, peer):
@@ -18,7 +19,7 @@ async def main():
         pilot.Node(registry="127.0.0.1:9000", services=["handshake"]) as bob,
     ):
         print(await hello(alice, bob.address))
-        hers, his = alice.service("handshake"), bob.service("handshake")
+        hers, his = alice.service(HandshakeService), bob.service(HandshakeService)
         with bob.events.subscribe("trust.*") as changes:
             await hers.request(bob.node_id, "it is alice")
             await his.refresh()  # a private node is asked through the registry's mailbox

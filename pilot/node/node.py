@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import random as random_module
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from pilot._fast.errors import BusyError, ClosedError, InvalidValueError
 from pilot._fast.udp import UdpPort
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["Node"]
 
 PING_PAYLOAD = b"pilot ping"
+
+S = TypeVar("S")
 
 
 class Node:
@@ -204,15 +206,22 @@ class Node:
         """The plugins in the order of their start. Raises `ClosedError` while the node does not run."""
         return self._running().services.registry.all()
 
-    def service(self, name: str) -> Service:
-        """A plugin of this node by its name, started.
+    @overload
+    def service(self, which: type[S]) -> S: ...
+
+    @overload
+    def service(self, which: str) -> Service: ...
+
+    def service(self, which: type[Any] | str) -> Any:
+        """A plugin of this node, started, by its name or its class: `node.service(HandshakeService)`.
 
         Raises:
             ServiceNotReadyError: it has not completed its start, is being restarted, or was given up.
-            InvalidValueError: this node has no service of that name.
+            InvalidValueError: this node has no such service, or several of that class.
             ClosedError: the node does not run.
         """
-        return self._running().services.registry.service(name)
+        services = self._running().services
+        return services.registry.service(which if isinstance(which, str) else services.name_of(which))
 
     @property
     def endpoint(self) -> tuple[str, int]:

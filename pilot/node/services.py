@@ -60,6 +60,14 @@ class NodeServices:
             raise InvalidValueError(f"the services {names} are each a {kind.__name__}: a node takes one")
         return found[0] if found else None
 
+    def name_of(self, kind: type[object]) -> str:
+        """The name of the one service that is a `kind`. Raises `InvalidValueError`: there is none, or are several."""
+        found = [service.name for service in self.registry.all() if isinstance(service, kind)]
+        if len(found) != 1:
+            problem = f"several services are a {kind.__name__}: {', '.join(found)}" if found else "no service is one"
+            raise InvalidValueError(f"{kind.__name__} names no single service of this node: {problem}")
+        return found[0]
+
     async def start(self, deps: Deps, policy: RestartPolicy, clock: Callable[[], float]) -> None:
         """Starts the services in their order, and the supervisor first, so that no crash is missed.
 

@@ -251,3 +251,14 @@ async def test_what_was_asked_before_forgetting_is_not_kept(error: Exception | N
     await cache.close()  # that one too
     with pytest.raises(ClosedError):
         await waiting
+
+
+async def test_a_request_that_had_not_begun_ends_as_one_that_had() -> None:
+    source = Source()
+    source.gate.clear()
+    cache = source.cache()
+    waiting = asyncio.create_task(cache.get(1))
+    await asyncio.sleep(0)  # the request is a task by now, but that has not run
+    await cache.close()
+    with pytest.raises(ClosedError):
+        await waiting

@@ -114,6 +114,11 @@ def test_a_service_by_object_class_and_factory_is_started_and_serves() -> None:
             assert await greeted(world, node.address, port) == GREETING
         assert [service.name for service in node._running().services.registry.all()] == ["third", "greeter", "second"]
         assert isinstance(node.service("second"), Second)
+        assert node.service(Second) is node.service("second")
+        with pytest.raises(InvalidValueError, match=r"several services are a Greeter: third, greeter, second"):
+            node.service(Greeter)
+        with pytest.raises(InvalidValueError, match="no service is one"):
+            node.service(type("Other", (), {}))
         assert made[0].registry is node.resolver
         assert made[0].service("third") is node.service("third")
         with pytest.raises(InvalidValueError, match=r"no service 'fourth'.*third, greeter, second"):

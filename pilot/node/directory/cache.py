@@ -90,12 +90,21 @@ class AnswerCache(Generic[K, V]):
         try:
             if failure := self._failures.get(key, now - NEGATIVE_SECONDS):
                 raise failure[0]()
-            return await asyncio.shield(self._request(key))
+            return await self._answered(self._request(key))
         except (PeerNotFoundError, RegistryRefusedError):
             raise
         except RegistryError:
             if answer := self._answers.get(key, now - self._stale):
                 return answer[0]
+            raise
+
+    async def _answered(self, task: asyncio.Task[V]) -> V:
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            waiter = asyncio.current_task()
+            if task.cancelled() and waiter is not None and not waiter.cancelling():
+                raise ClosedError("the directory was closed before the registry was asked") from None
             raise
 
     def peek(self, key: K) -> V | None:

@@ -28,8 +28,6 @@ TRUST_NAME: Final = "trust.json"
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
 PAUSE_SECONDS: Final = 0.1
 """Between two writes: strangers' requests change the book, and each write waits for the disk."""
-THREAD_BYTES: Final = 8192
-"""From here on writing is a thread's work."""
 MAX_NODE_ID: Final = 0xFFFFFFFD
 MAX_NETWORK: Final = 0xFFFF
 KEY_BYTES: Final = 32
@@ -237,9 +235,6 @@ class TrustFile:
             private_directory(path.parent)
             write_atomically(path, data)
 
-        if len(data) < THREAD_BYTES:
-            write()
-            return
         writing = asyncio.ensure_future(asyncio.to_thread(write))
         try:
             await asyncio.shield(writing)
