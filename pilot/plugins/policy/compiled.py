@@ -31,7 +31,7 @@ from pilot.plugins.policy.expression import (
     compile_expression,
 )
 from pilot.plugins.policy.expression.lexer import quoted
-from pilot.plugins.policy.quick import Test, quick_test
+from pilot.plugins.policy.quick import CANNOT, Test, quick_test
 
 __all__ = [
     "VARIABLES",
@@ -157,7 +157,7 @@ class CompiledPolicy:
             else:
                 try:
                     matches = rule.quick(variables)
-                except KeyError:  # a variable is absent
+                except CANNOT:  # a variable is absent
                     matches = rule.matches(variables)
             if not matches:
                 continue

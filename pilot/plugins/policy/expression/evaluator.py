@@ -36,8 +36,9 @@ from pilot.plugins.policy.expression.operators import (
     COMPARISONS,
     between,
     comparison,
+    found_in,
     logical,
-    member_of_constants,
+    member_of,
     operator_function,
 )
 from pilot.plugins.policy.expression.predicates import predicate_function, taken
@@ -52,14 +53,14 @@ class _ChainEnd(Exception):  # noqa: N818 - a jump, not an error
     """The base of a `?.` is nil: the chain is."""
 
 
-def closures(node: Node, source: str, folded: dict[int, Constant]) -> tuple[Closure, int]:
+def closures(node: Node, source: str, folded: dict[int, Node]) -> tuple[Closure, int]:
     """Return the evaluation of a checked tree as one closure, and how many slots its runs need."""
     compiler = _Compiler(source, folded)
     return compiler.compile(node), compiler.slots
 
 
 class _Compiler:
-    def __init__(self, source: str, folded: dict[int, Constant]) -> None:
+    def __init__(self, source: str, folded: dict[int, Node]) -> None:
         self.source = source
         self.folded = folded
         self.slots = 0
@@ -191,25 +192,13 @@ class _Compiler:
         """`a || b || c` and `a && b && c`: only as many operands as it takes are evaluated."""
         kind = LOGICAL[node.operator]
         operands, places = [node.right], [node.at]
-        left = node.left
+        left = self.folded.get(id(node.left), node.left)
         while isinstance(left, Binary) and LOGICAL.get(left.operator) == kind:
             operands.append(left.right)
             places.append(left.at)
-            left = left.left
-        operands = [self.folded.get(id(operand), operand) for operand in (left, *reversed(operands))]
-        places = [places[-1], *reversed(places)]
-        deciding = kind == "||"
-        constants = [operand.value for operand in operands if isinstance(operand, Constant)]
-        if deciding in constants:
-            return lambda run: deciding
-        # The other constant decides nothing: the official compiler drops it, with the check of what it stands beside.
-        kept = [(o, at) for o, at in zip(operands, places, strict=True) if not isinstance(o, Constant)]
-        if not kept:
-            return lambda run: not deciding
-        parts = [self.compile(operand) for operand, _ in kept]
-        if len(parts) == 1:
-            return parts[0]
-        return logical(parts, [at for _, at in kept[1:]], self.failed, is_or=deciding)
+            left = self.folded.get(id(left.left), left.left)
+        parts = [self.compile(operand) for operand in (left, *reversed(operands))]
+        return logical(parts, list(reversed(places)), self.failed, is_or=kind == "||")
 
     def operation(self, node: Binary, left: Closure) -> Closure:
         """One operator, the closure of its left operand given."""
@@ -242,10 +231,13 @@ class _Compiler:
     def membership(self, node: Binary, right: Node, left: Closure) -> Closure | None:
         """`in` a list of constants or a range of constants, without making either."""
         if isinstance(right, ListNode) and right.items:
+            literals = [item.value for item in right.items if isinstance(item, Constant)]
+            if len(literals) == len(right.items) and (found := found_in(literals, node.left.type)) is not None:
+                return member_of(found, left, self.failed, node.at)
             items = [self.folded.get(id(item), item) for item in right.items]
             constants = [item.value for item in items if isinstance(item, Constant)]
             if len(constants) == len(items):
-                return member_of_constants(constants, node.left.type, left)
+                return lambda run: values.contains(left(run), constants, run.tick)
         if isinstance(right, Binary) and right.operator == ".." and node.left.type.kind in INTEGERS:
             ends = [self.folded.get(id(end), end) for end in (right.left, right.right)]
             bounds = [end.value for end in ends if isinstance(end, Constant)]

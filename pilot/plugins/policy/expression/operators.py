@@ -101,17 +101,28 @@ def _exact(
     return closure
 
 
-def member_of_constants(constants: list[Any], left: Type, closure: Closure) -> Closure:
-    """`in` a list of constants; a set where all are of the one type that can be found in it."""
-    kinds = {type(constant) for constant in constants}
-    if len(kinds) == 1 and left.kind in _EXACT and kinds == {_EXACT[left.kind][0]}:
-        found = frozenset(constants)
-        return lambda run: closure(run) in found
+def found_in(literals: list[Any], left: Type) -> frozenset[Any] | None:
+    """The set that the official compiler makes of a list of literals, None where it leaves it a list."""
+    kinds = {type(literal) for literal in literals}
+    return frozenset(literals) if kinds == {str} or (kinds == {int} and left.kind is Kind.INT) else None
 
-    def scanned(run: Run) -> bool:
-        return values.contains(closure(run), constants, run.tick)
 
-    return scanned
+def member_of(found: frozenset[Any], closure: Closure, located: Located, at: int) -> Closure:
+    """`in` such a set, whose keys are all of one type: there nil counts as that type's zero."""
+    kind: type = type(next(iter(found)))
+    zero = kind() in found
+
+    def function(run: Run) -> bool:
+        value = closure(run)
+        if type(value) is kind:
+            return value in found
+        if value is None:
+            return zero
+        if kind is int:  # by its static type it can only be a number that is no int
+            return values.contains(value, tuple(found), run.tick)
+        raise located(values.map_key_failure(value), at)
+
+    return function
 
 
 def between(first: Any, last: Any, closure: Closure, located: Located) -> Closure:

@@ -344,7 +344,12 @@ def contains(needle: Any, where: Any, tick: Tick) -> bool:
 def _map_key(key: Any) -> str:
     if type(key) is str:
         return key
-    raise Failure(f"reflect.Value.MapIndex: value of type {go_type(key)} is not assignable to type string")
+    raise map_key_failure(key)
+
+
+def map_key_failure(key: Any) -> Failure:
+    """The failure of a look-up among texts by something else."""
+    return Failure(f"reflect.Value.MapIndex: value of type {go_type(key)} is not assignable to type string")
 
 
 def length(value: Any) -> int:

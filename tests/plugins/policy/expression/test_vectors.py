@@ -70,9 +70,9 @@ def test_captured_validation_texts() -> None:
     assert checked >= 4
 
 
-@pytest.mark.parametrize("event", ["connect", "cycle"])
+@pytest.mark.parametrize("event", ["connect", "cycle", "absent"])
 def test_observed_expressions(event: str) -> None:
-    variables = CONNECT if event == "connect" else CYCLE
+    variables = CYCLE if event == "cycle" else CONNECT
     wrong = {}
     for text, result in OBSERVED[event]:
         found = outcome(text, OBSERVED[f"{event}_event"], variables)
@@ -80,6 +80,7 @@ def test_observed_expressions(event: str) -> None:
             wrong[text] = (found, result)
     assert not wrong
     assert len(OBSERVED["connect"]) > 1500
+    assert len(OBSERVED["absent"]) > 100
 
 
 def test_what_differs_is_known() -> None:
