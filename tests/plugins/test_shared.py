@@ -8,6 +8,7 @@ import pytest
 
 from pilot.coreapi import Addr, InvalidValueError, PeerNotFoundError
 from pilot.plugins import _receiving
+from pilot.plugins._gojson import go_escaped, go_number, go_text
 from pilot.plugins._receiving import FIRST_BYTES, MemoryBudget, read_payload_untrusted
 from pilot.plugins._targets import find
 from tests.plugins.fakes import Network, settle, stream_pair
@@ -79,3 +80,23 @@ async def test_targets() -> None:
     for bad in ("bob", 5, "1:2:3"):
         with pytest.raises(InvalidValueError):
             await find(bad, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (-0.0, "-0"), (1.0, "1"), (1e-7, "1e-7"), (1e21, "1e+21"), (0.1 + 0.2, "0.30000000000000004")],
+)
+def test_numbers_as_go_writes_them(value: float, text: str) -> None:
+    assert go_number(value) == text
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_numbers_that_json_has_no_word_for(value: float) -> None:
+    with pytest.raises(ValueError, match="no JSON form"):
+        go_number(value)
+
+
+def test_texts_as_go_writes_them() -> None:
+    assert go_text('<ä"\u2028\ud83d\ude00') == '"\\u003cä\\"\\u2028😀"'
+    assert go_text("a\ud800b").encode() == '"a\ufffdb"'.encode()
+    assert go_escaped('{"<":1}') == '{"\\u003c":1}'

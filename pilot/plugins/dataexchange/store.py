@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pilot.coreapi import BusyError
 from pilot.plugins._files import private_directory, write_atomically
+from pilot.plugins._gojson import go_escaped
 from pilot.plugins.dataexchange.frames import FrameType
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ __all__ = ["Inbox", "message_json"]
 
 EVICTED_TO: Final = 0.9
 """Part of a cap that is left full when it is reached, so that it is not reached again at once."""
-
-_ESCAPES: Final = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"})
 
 
 def message_json(message: Message, base64_only: bool = False) -> bytes:
@@ -44,7 +43,7 @@ def message_json(message: Message, base64_only: bool = False) -> bytes:
         fields |= {"data": text, "data_encoding": "utf8"}
     fields |= {name: value for name, value in message.tags._asdict().items() if value}
     encoded = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return encoded.translate(_ESCAPES).encode()
+    return go_escaped(encoded).encode()
 
 
 def rfc3339(seconds: float) -> str:

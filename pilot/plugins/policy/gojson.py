@@ -6,13 +6,12 @@ Reading keeps what Go's decoder cares about: repeated keys, their order, and num
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal
 from typing import Any, Final, TypeAlias
 
 from pilot.coreapi import InvalidValueError
+from pilot.plugins._gojson import go_number, go_text
 from pilot.plugins.policy.expression.lexer import quoted
 
 __all__ = ["MAX_DEPTH", "Node", "Number", "Object", "encode", "parse_untrusted"]
@@ -206,8 +205,6 @@ def _quoted_byte(byte: int) -> str:
 
 # ---- writing --------------------------------------------------------------------------------------------------------
 
-_UNSAFE: Final = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
-
 
 def encode(value: object, indent: str = "", *, _margin: str = "\n") -> str:
     """`value` as Go's `json.Marshal` writes it, with `indent` as `json.MarshalIndent` does.
@@ -216,11 +213,11 @@ def encode(value: object, indent: str = "", *, _margin: str = "\n") -> str:
     the caller's.
     """
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).translate(_UNSAFE)
+        return go_text(value)
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, int | float):
-        return _number(value)
+        return str(value) if isinstance(value, int) else go_number(value)
     inner = _margin + indent if indent else ""
     outer = _margin if indent else ""
     if isinstance(value, Mapping):
@@ -236,17 +233,3 @@ def _joined(items: list[str], brackets: str, inner: str, outer: str) -> str:
     if not items:
         return brackets
     return brackets[0] + inner + ("," + inner).join(items) + outer + brackets[1]
-
-
-def _number(value: float) -> str:
-    """A number as Go writes it: whole ones without a point, the very large and very small with an exponent."""
-    if isinstance(value, int):
-        return str(value)
-    if not math.isfinite(value):
-        raise TypeError(f"{value!r} has no JSON form")
-    if value == 0:
-        return "-0" if math.copysign(1, value) < 0 else "0"
-    if not 1e-6 <= abs(value) < 1e21:
-        return repr(value).replace("e-0", "e-")
-    plain = format(Decimal(repr(value)), "f")
-    return plain.rstrip("0").rstrip(".") if "." in plain else plain

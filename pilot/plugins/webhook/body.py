@@ -8,17 +8,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import json
 import math
 import operator
 from collections.abc import Mapping, Set
 from datetime import UTC, datetime
-from decimal import Decimal
 from enum import Enum
 from pathlib import PurePath
 from typing import Final
 
 from pilot.coreapi import Addr, Event, InvalidValueError
+from pilot.plugins._gojson import go_number, go_text
 
 __all__ = ["MAX_BODY_BYTES", "event_body", "go_json", "rfc3339", "signature"]
 
@@ -27,11 +26,6 @@ MAX_DEPTH: Final = 32
 """Nesting of payload values; a value that contains itself ends here too."""
 MAX_INTEGER_BITS: Final = 1024
 """Python refuses to write integers much longer than this."""
-
-# What Go escapes beyond what JSON demands: for HTML, and for JavaScript.
-_GO_ESCAPES: Final = str.maketrans(
-    {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-)
 
 
 def event_body(event_id: int, event: Event) -> bytes:
@@ -46,7 +40,7 @@ def event_body(event_id: int, event: Event) -> bytes:
     """
     members = [
         f'"event_id":{event_id}',
-        f'"event":{_text(event.topic)}',
+        f'"event":{go_text(event.topic)}',
         f'"node_id":{event.node_id}',
         f'"timestamp":"{rfc3339(event.time)}"',
     ]
@@ -85,26 +79,26 @@ def go_json(value: object, depth: int = 0) -> str:
         case Enum():
             return go_json(value.value, depth + 1)
         case int():
-            return format(value, "d") if value.bit_length() <= MAX_INTEGER_BITS else _text("<int>")
+            return format(value, "d") if value.bit_length() <= MAX_INTEGER_BITS else go_text("<int>")
         case float():
-            return _number(value)
+            return go_number(value) if math.isfinite(value) else "null"
         case str():
-            return _text(value)
+            return go_text(value)
         case bytes() | bytearray() | memoryview():
             return f'"{base64.b64encode(value).decode()}"'
         case datetime():
             return f'"{rfc3339(value)}"'
         case Addr() | PurePath():
-            return _text(str(value))
+            return go_text(str(value))
         case Mapping():
             members = sorted(((_key(key), inner) for key, inner in value.items()), key=operator.itemgetter(0))
-            return f"{{{','.join(f'{_text(key)}:{go_json(inner, depth + 1)}' for key, inner in members)}}}"
+            return f"{{{','.join(f'{go_text(key)}:{go_json(inner, depth + 1)}' for key, inner in members)}}}"
         case list() | tuple():
             return f"[{','.join(go_json(inner, depth + 1) for inner in value)}]"
         case Set():
             return f"[{','.join(sorted(go_json(inner, depth + 1) for inner in value))}]"
         case _:
-            return _text(f"<{type(value).__name__}>")
+            return go_text(f"<{type(value).__name__}>")
 
 
 def _key(key: object) -> str:
@@ -116,20 +110,3 @@ def _key(key: object) -> str:
             return str(key)
         case _:
             return f"<{type(key).__name__}>"
-
-
-def _text(text: str) -> str:
-    clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return json.dumps(clean, ensure_ascii=False).translate(_GO_ESCAPES)
-
-
-def _number(value: float) -> str:
-    """The shortest digits that mean `value`, with an exponent only below 1e-6 and from 1e21 on."""
-    if not math.isfinite(value):
-        return "null"
-    if value == 0:
-        return "-0" if math.copysign(1, value) < 0 else "0"
-    if 1e-6 <= abs(value) < 1e21:
-        plain = format(Decimal(repr(value)), "f")
-        return plain.rstrip("0").rstrip(".") if "." in plain else plain
-    return repr(value).replace("e-0", "e-")

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from pilot.plugins._gojson import go_number
 from pilot.plugins.policy.expression.errors import Failure
 from pilot.plugins.policy.expression.layouts import RFC3339_NANO, STRING_LAYOUT, format_time
 from pilot.plugins.policy.expression.limits import MAX_DEPTH
@@ -131,11 +132,10 @@ def to_json(value: Any, charge: Callable[[int], None], indent: str = "\n") -> st
 
 
 def _json_float(value: float) -> str:
-    if math.isnan(value) or math.isinf(value):
-        raise Failure(f"json: unsupported value: {format_float(value)}")
-    shown = format_float(value, 21, -6)
-    # Go's encoder writes e-7, not e-07.
-    return re.sub(r"e-0(\d)$", r"e-\1", shown)
+    try:
+        return go_number(value)
+    except ValueError:
+        raise Failure(f"json: unsupported value: {format_float(value)}") from None
 
 
 def from_json(text: str, charge: Callable[[int], None]) -> Any:
