@@ -15,7 +15,7 @@ from pilot.coreapi import InvalidValueError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["private_directory", "read_limited", "write_atomically"]
+__all__ = ["private_directory", "read_limited", "sync_directory", "write_atomically"]
 
 
 def private_directory(path: Path) -> Path:
@@ -52,7 +52,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temp)
         raise
-    _sync_directory(directory)
+    sync_directory(directory)
 
 
 def read_limited(path: Path, cap: int) -> bytes:
@@ -70,7 +70,8 @@ def read_limited(path: Path, cap: int) -> bytes:
     return data
 
 
-def _sync_directory(path: str) -> None:
+def sync_directory(path: str | Path) -> None:
+    """Returns when the names in a directory are safe on the disk: those of new and renamed files. Raises `OSError`."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

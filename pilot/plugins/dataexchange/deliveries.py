@@ -218,7 +218,7 @@ class Deliveries:
             raise BusyError("no files are taken here")
         received, begun = self.received, list[PartialFile]()
         try:
-            await in_thread(lambda: begun.append(received.begin(size, transfer_id)))
+            await in_thread(lambda: begun.append(received.begin(size, transfer_id, sender=sender.node)))
         except asyncio.CancelledError:
             for partial in begun:
                 partial.close()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pilot.coreapi import BusyError
-from pilot.plugins._files import private_directory
+from pilot.plugins._files import private_directory, sync_directory
 from pilot.plugins.dataexchange.naming import numbered_names, stamped_name
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ COUNT_SECONDS: Final = 5.0
 """How long the counts of bytes and files are kept up to date before the directories are looked at again."""
 MAX_PARTIALS: Final = 256
 """Unfinished files kept; strangers make them."""
+MAX_PARTIALS_PER_SENDER: Final = 32
+"""Of one node, so that it cannot displace those of others."""
 MAX_PIECES: Final = 64
 """Written with one call; a system takes some 1024."""
 HASH_BLOCK: Final = 1 << 20
@@ -97,6 +99,7 @@ class PartialFile:
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
                 break
         os.replace(self.path, path)
+        sync_directory(path.parent)
         self._leave()
         return path
 
@@ -158,8 +161,8 @@ class Received:
         with contextlib.suppress(OSError):
             self._partials.rmdir()
 
-    def begin(self, size: int, transfer_id: bytes = b"") -> PartialFile:
-        """An unfinished file for `size` bytes: the one of an earlier attempt with this id, if nobody has it open.
+    def begin(self, size: int, transfer_id: bytes = b"", *, sender: int = 0) -> PartialFile:
+        """An unfinished file for `size` bytes: what the node `sender` left of this transfer, if nobody has it open.
 
         Raises:
             BusyError: there is no room for it under the caps.
@@ -168,8 +171,8 @@ class Received:
         if size > self._limits.file_bytes:
             raise BusyError(f"file of {size} bytes is larger than the {self._limits.file_bytes} allowed here")
         with self._lock:
-            self._remove_partials()
-            partial = self._open_partial(size, transfer_id)
+            self._remove_partials(sender)
+            partial = self._open_partial(size, f"{transfer_id.hex()}-{sender:08x}", resumable=bool(transfer_id))
             missing = size - partial.position
             self._count(partial)
             used = self._bytes + sum(other.position - counted for other, counted in self._open.items())
@@ -198,15 +201,15 @@ class Received:
                 self._bytes += (0 if removed else partial.position) - counted
                 self._files -= removed
 
-    def _open_partial(self, size: int, transfer_id: bytes) -> PartialFile:
+    def _open_partial(self, size: int, name: str, *, resumable: bool) -> PartialFile:
         private_directory(self._partials)
-        if transfer_id:
-            path = self._partials / transfer_id.hex()
+        if resumable:
+            path = self._partials / name
             file = _open_alone(path)
             if file is not None:
                 return PartialFile(self, path, file, size, resumable=True)
         # Another stream has it, or nobody may: this one gets a file of its own, from the start.
-        path = self._partials / f"{transfer_id.hex()}.{secrets.token_hex(8)}"
+        path = self._partials / f"{name}.{secrets.token_hex(8)}"
         return PartialFile(self, path, _open(path), size, resumable=False)
 
     def _count(self, new: PartialFile) -> None:
@@ -220,14 +223,18 @@ class Received:
         for partial in self._open:
             self._open[partial] = partial.position
 
-    def _remove_partials(self) -> None:
-        """Makes room for one more unfinished file: the oldest go."""
+    def _remove_partials(self, sender: int) -> None:
+        """Makes room for one more unfinished file of `sender`: its oldest go, then the oldest of all."""
         if not self._partials.exists():
             return
+        found = [path for _, path in sorted((status.st_mtime_ns, path) for path, status in _files(self._partials))]
+        own = [path for path in found if path.name.partition(".")[0].endswith(f"-{sender:08x}")]
         taken = {partial.path for partial in self._open}
-        found = sorted((status.st_mtime_ns, path) for path, status in _files(self._partials) if path not in taken)
-        for _, path in found[: max(0, len(found) + len(taken) - MAX_PARTIALS + 1)]:
-            path.unlink(missing_ok=True)
+        for paths, most in (own, MAX_PARTIALS_PER_SENDER), (found, MAX_PARTIALS):
+            there = [path for path in paths if path.exists()]
+            free = [path for path in there if path not in taken]
+            for path in free[: max(0, len(there) - most + 1)]:
+                path.unlink(missing_ok=True)
 
 
 def _missing(partial: PartialFile) -> int:

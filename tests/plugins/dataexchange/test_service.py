@@ -227,7 +227,7 @@ async def test_broken_transfer_goes_on_where_it_stopped(tmp_path: Path) -> None:
 async def test_damaged_leftover_is_refused_once(tmp_path: Path) -> None:
     async with running(tmp_path) as place:
         (place.received / ".partial").mkdir()
-        (place.received / ".partial" / ID.hex()).write_bytes(b"garbage")
+        (place.received / ".partial" / f"{ID.hex()}-00000001").write_bytes(b"garbage")
         with pytest.raises(PilotError, match="sha256 mismatch"):
             await place.client.send_file(BOB, CONTENT, name="x.bin")
         assert (await place.client.send_file(BOB, CONTENT, name="x.bin")).resumed_at == 0

@@ -16,12 +16,13 @@ from pilot.plugins.dataexchange import received as module
 from pilot.plugins.dataexchange.frames import Tags
 from pilot.plugins.dataexchange.model import Limits, Message
 from pilot.plugins.dataexchange.naming import Stamps
-from pilot.plugins.dataexchange.received import ABANDONED_SECONDS, MAX_PARTIALS, Received
+from pilot.plugins.dataexchange.received import ABANDONED_SECONDS, MAX_PARTIALS, MAX_PARTIALS_PER_SENDER, Received
 from pilot.plugins.dataexchange.store import Inbox, message_json, rfc3339
 
 Make = Callable[..., Received]
 
 ID = b"i" * 16
+PARTIAL = f"{ID.hex()}-00000000"
 TIMES = itertools.count(1_790_000_000.125)
 
 
@@ -151,7 +152,7 @@ def test_an_unfinished_file_has_one_user(tmp_path: Path, received: Make) -> None
     assert second.position == 0
     second.append([b"xyz"])
     second.close()
-    assert (first.position, os.listdir(tmp_path / "received" / ".partial")) == (3, [ID.hex()])
+    assert (first.position, os.listdir(tmp_path / "received" / ".partial")) == (3, [PARTIAL])
 
 
 def test_empty_attempts_leave_nothing(tmp_path: Path, received: Make) -> None:
@@ -167,7 +168,7 @@ def test_condemned_content_is_kept_aside(tmp_path: Path, received: Make) -> None
     partial = store.begin(3, ID)
     partial.append([b"abc"])
     partial.condemn()
-    assert os.listdir(tmp_path / "received" / ".partial") == [f"{ID.hex()}.corrupt"]
+    assert os.listdir(tmp_path / "received" / ".partial") == [f"{PARTIAL}.corrupt"]
     assert store.begin(3, ID).position == 0
 
 
@@ -182,7 +183,7 @@ def test_quota_counts_files_and_what_is_promised(tmp_path: Path, received: Make)
     first.close()
     with pytest.raises(BusyError, match="need 21, 20 of 100 available"):
         store.begin(21)
-    assert os.listdir(tmp_path / "received" / ".partial") == [ID.hex()]
+    assert os.listdir(tmp_path / "received" / ".partial") == [PARTIAL]
 
 
 def test_what_others_take_away_is_noticed(tmp_path: Path, received: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,25 +211,46 @@ def test_caps_of_a_file_and_of_their_number(tmp_path: Path, received: Make) -> N
         store.begin(0)
 
 
+def leave(store: Received, number: int, sender: int) -> str:
+    """The name of an unfinished file, `number` seconds old or so, that nobody goes on with."""
+    partial = store.begin(2, number.to_bytes(16, "big"), sender=sender)
+    partial.append([b"x"])
+    partial.close()
+    os.utime(partial.path, (number + 1, number + 1))
+    return partial.path.name
+
+
 def test_unfinished_files_are_few_and_not_for_ever(tmp_path: Path, received: Make) -> None:
     store = received(tmp_path)
     directory = tmp_path / "received" / ".partial"
-    for number in range(MAX_PARTIALS + 3):
-        partial = store.begin(2, number.to_bytes(16, "big"))
-        partial.append([b"x"])
-        partial.close()
-        os.utime(directory / number.to_bytes(16, "big").hex(), (number + 1, number + 1))
-    names = sorted(os.listdir(directory))
-    assert len(names) == MAX_PARTIALS
-    assert (3).to_bytes(16, "big").hex() in names
+    names = [leave(store, number, sender=number) for number in range(MAX_PARTIALS + 3)]
+    assert sorted(os.listdir(directory)) == sorted(names[3:])
     store.open(ABANDONED_SECONDS + MAX_PARTIALS + 2.5)
-    assert len(os.listdir(directory)) == 1
+    assert os.listdir(directory) == names[-1:]
+
+
+def test_a_sender_displaces_only_its_own(tmp_path: Path, received: Make) -> None:
+    store = received(tmp_path)
+    other = leave(store, 0, sender=1)
+    names = [leave(store, number, sender=2) for number in range(1, MAX_PARTIALS_PER_SENDER + 3)]
+    assert set(os.listdir(tmp_path / "received" / ".partial")) == {other, *names[2:]}
+
+
+def test_nobody_gets_at_what_another_sender_left(tmp_path: Path, received: Make) -> None:
+    store = received(tmp_path)
+    first = store.begin(6, ID, sender=1)
+    first.append([b"abc"])
+    first.close()
+    bad = store.begin(6, ID, sender=2)
+    assert (bad.position, bad.resumable) == (0, True)
+    bad.append([b"xxxxx"])
+    assert store.begin(6, ID, sender=1).position == 3
 
 
 def test_links_are_not_followed(tmp_path: Path, received: Make) -> None:
     store = received(tmp_path)
     store.begin(1, b"j" * 16).close()
-    (tmp_path / "received" / ".partial" / ID.hex()).symlink_to(tmp_path / "victim")
+    (tmp_path / "received" / ".partial" / PARTIAL).symlink_to(tmp_path / "victim")
     with pytest.raises(OSError):
         store.begin(1, ID)
     assert not (tmp_path / "victim").exists()
