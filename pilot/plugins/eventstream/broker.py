@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from pilot.plugins.eventstream.frames import EVERYTHING, RESERVED_TOPIC, StreamEvent, encode_event
@@ -91,9 +92,7 @@ class Broker:
         del group[subscriber]
         if not group:
             del self._exact[subscriber.topic]
-        self._queued_bytes -= subscriber.queued_bytes
-        subscriber.queued_bytes = 0
-        subscriber.queue.clear()
+        self._clear(subscriber)
         self._events.publish("pubsub.unsubscribed", {"topic": subscriber.topic, "remote": subscriber.remote})
 
     def publish(self, event: StreamEvent, source: Subscriber | None, remote: str, now: float, allowed: bool) -> int:
@@ -117,13 +116,16 @@ class Broker:
 
     def _queue(self, subscriber: Subscriber, frame: bytes) -> bool:
         size = len(frame)
+        if subscriber.removed:
+            return False
+        while self._queued_bytes + size > BROKER_BYTES and self._remove_slower(subscriber.queued_bytes):
+            pass
         full = len(subscriber.queue) >= SUBSCRIBER_EVENTS or subscriber.queued_bytes + size > SUBSCRIBER_BYTES
-        if full or (subscriber.queue and self._queued_bytes + size > BROKER_BYTES):
+        if full or self._queued_bytes + size > BROKER_BYTES:
             self.dropped += 1
             subscriber.missed += 1
             if subscriber.missed >= STRIKES:
-                subscriber.removed = True
-                subscriber.wake()
+                self._remove(subscriber)
             return False
         subscriber.missed = 0
         subscriber.queue.append(frame)
@@ -131,6 +133,25 @@ class Broker:
         self._queued_bytes += size
         subscriber.wake()
         return True
+
+    def _remove_slower(self, queued_bytes: int) -> bool:
+        """When all is full, the one that most waits for has to go, not whoever is next to get something."""
+        slowest = max((each for group in self._exact.values() for each in group), key=attrgetter("queued_bytes"))
+        if slowest.queued_bytes <= queued_bytes:
+            return False
+        self._remove(slowest)
+        return True
+
+    def _remove(self, subscriber: Subscriber) -> None:
+        """Has the stream of a subscriber ended; nothing waits for it any more."""
+        subscriber.removed = True
+        self._clear(subscriber)
+        subscriber.wake()
+
+    def _clear(self, subscriber: Subscriber) -> None:
+        self._queued_bytes -= subscriber.queued_bytes
+        subscriber.queued_bytes = 0
+        subscriber.queue.clear()
 
     def taken(self, subscriber: Subscriber) -> bytes | None:
         """The next frame for a subscriber, which it has to be sent now; None when none waits."""

@@ -137,6 +137,22 @@ def test_bytes_are_bounded_for_one_and_for_all(monkeypatch: pytest.MonkeyPatch) 
     assert (place.broker._queued_bytes, place.broker.subscribers, place.broker._exact) == (0, 0, {})
 
 
+def test_slow_subscribers_that_fill_the_broker_go_and_nobody_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SUBSCRIBER_BYTES", 100)
+    monkeypatch.setattr(module, "BROKER_BYTES", 190)
+    place = Place()
+    slow = [place.join("*", f"slow{number}") for number in range(2)]
+    reader = place.join("t", "reader")
+    place.publish(StreamEvent("x", bytes(80)))
+    for _ in range(STRIKES + 1):
+        assert place.publish(StreamEvent("t", bytes(5))) >= 1
+        assert len(reader.queue) >= 1
+    assert [each.removed for each in (*slow, reader)] == [True, False, False]
+    assert (len(slow[0].queue), slow[0].queued_bytes) == (0, 0)
+    assert place.broker._queued_bytes == slow[1].queued_bytes + reader.queued_bytes <= 190
+    assert "slow0" in place.woken
+
+
 @given(st.text(max_size=50), st.binary(max_size=50))
 def test_frames(topic: str, payload: bytes) -> None:
     encoded = topic.encode("utf-8", "replace")
