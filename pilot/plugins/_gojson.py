@@ -11,6 +11,7 @@ __all__ = ["go_escaped", "go_number", "go_text"]
 
 # What Go escapes beyond what JSON demands: for HTML, and for JavaScript.
 _ESCAPES: Final = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"})
+_encode: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def go_escaped(encoded: str) -> str:
@@ -21,7 +22,7 @@ def go_escaped(encoded: str) -> str:
 def go_text(text: str) -> str:
     """A text in quotes. Halves of surrogate pairs, which no UTF-8 can have, become U+FFFD."""
     clean = text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return go_escaped(json.dumps(clean, ensure_ascii=False))
+    return go_escaped(_encode(clean))
 
 
 def go_number(value: float) -> str:

@@ -110,11 +110,12 @@ class ManagedRunner:
         own = self._around.deps.identity.node_id
         self._candidates = sorted({member.node_id for member in members} - {own})
         known = frozenset(self._candidates)
-        for node_id in [peer for peer in self._table.peers if peer not in known]:
+        departed = [peer for peer in self._table.peers if peer not in known]
+        for node_id in departed:
             del self._table.peers[node_id]
-        if not self._table.peers:
-            self._fill(self.rules.links)
-        self._save()
+        filled = 0 if self._table.peers else self._fill(self.rules.links)
+        if departed or filled:
+            self._save()
 
     def force_cycle(self) -> dict[str, Any]:
         """Drops and adds as the rules say, now. Returns what it did, which `managed.cycle` tells too."""
@@ -141,7 +142,7 @@ class ManagedRunner:
         return count
 
     def _save(self) -> None:
-        self._around.store.save(f"managed_{self.network_id}.json", self._table.encoded)
+        self._around.store.save(f"managed_{self.network_id}.json", self._table)
 
     def status(self) -> dict[str, Any]:
         """Network, peers and rules, in the official shape."""

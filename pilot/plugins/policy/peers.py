@@ -57,11 +57,13 @@ class TrackedPeer:
             self._merged = tuple(dict.fromkeys((*node_tags, *self.member_tags, *self.rule_tags)))
         return self._merged
 
-    def set_member_tags(self, tags: tuple[str, ...]) -> None:
-        """What the registry says about its membership."""
-        if tags != self.member_tags:
-            self.member_tags = tags
-            self._merged = None
+    def set_member_tags(self, tags: tuple[str, ...]) -> bool:
+        """What the registry says about its membership; whether it is something else than before."""
+        if tags == self.member_tags:
+            return False
+        self.member_tags = tags
+        self._merged = None
+        return True
 
     def change_rule_tags(self, add: Iterable[str], remove: Iterable[str]) -> bool:
         """Adds, then removes; whether anything changed. Beyond 64 tags none is added."""
@@ -102,6 +104,10 @@ class PeerTable:
     def listed(self) -> list[dict[str, Any]]:
         """The peers as `peer_list` shows them."""
         return [_listed(peer) for peer in self.oldest_first()]
+
+    def snapshot(self) -> PeerTable:
+        """The same peers, for a thread to encode while they come and go here."""
+        return PeerTable(self.network_id, self.joined_ns, self.cycle_num, dict(self.peers))
 
     def encoded(self) -> bytes:
         """The state file."""

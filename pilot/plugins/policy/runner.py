@@ -135,32 +135,49 @@ class Runner:
         listed.pop(own, None)
         self._actor.candidates = listed
         self._actor.forget_departed()
-        for peer in self.table.peers.values():
-            if peer.node_id in listed:
-                peer.set_member_tags(listed[peer.node_id])
-        if self._bootstrapped:
-            self._reconcile(listed, count)
-        else:
-            self._bootstrap(listed, count)
+        retagged = [peer.set_member_tags(listed[node]) for node, peer in self.table.peers.items() if node in listed]
+        if not self._bootstrapped:
             self._bootstrapped = True
+            self._bootstrap(listed, count)
+        elif not self._reconcile(listed, count) and not any(retagged):
+            return
         self._save()
 
     def _bootstrap(self, listed: Mapping[int, tuple[str, ...]], count: int) -> None:
         chosen = list(listed)
         self._around.random.shuffle(chosen)
+        budget = self._budget()
         for node_id in chosen[: self._document.max_peers]:
+            if budget.spent():
+                return
             self._join(node_id, count, actions.AT_BOOTSTRAP)
 
-    def _reconcile(self, listed: Mapping[int, tuple[str, ...]], count: int) -> None:
-        for node_id in [peer for peer in self.table.peers if peer not in listed]:
+    def _reconcile(self, listed: Mapping[int, tuple[str, ...]], count: int) -> bool:
+        """Whether anybody came or went. Whom there is no time for is left for the next time."""
+        gone = [node_id for node_id in self.table.peers if node_id not in listed]
+        new = [node_id for node_id in listed if self._may_join(node_id)]
+        budget = self._budget()
+        for node_id in gone:
+            if budget.spent():
+                break
             self._leave(node_id)
-        for node_id in listed:
+        for node_id in new:
+            if budget.spent():
+                break
             if self._join(node_id, count, actions.AT_JOIN).denied:
                 self._actor.publish("policy.join_denied", {"network_id": self.network_id, "peer_id": node_id})
+        return bool(gone or new)
+
+    def _budget(self) -> Budget:
+        return Budget(self._around.clock)
+
+    def _may_join(self, node_id: int) -> bool:
+        """Whether a member is not tracked, and not in its minute after an eviction."""
+        return node_id not in self.table.peers and not self._actor.is_cooling(node_id)
 
     def _join(self, node_id: int, count: int, honoured: frozenset[ActionType]) -> Tally:
-        """Takes a member up that is not tracked, and not in its minute after an eviction."""
-        if node_id in self.table.peers or self._actor.is_cooling(node_id) or self._actor.add(node_id) is None:
+        """Takes a member up, if it may join."""
+        if not self._may_join(node_id) or self._actor.add(node_id) is None:
             return Tally()
         variables = {"peer_id": node_id, "network_id": self.network_id, "members": count}
         return self._run(PolicyEventType.JOIN, variables, honoured, node_id)
@@ -202,7 +219,7 @@ class Runner:
         """The pass over every peer; True when an evaluation failed, which is reported once."""
         if not self._policy.has_rules(PolicyEventType.CYCLE):
             return False
-        failed, now, budget = False, self._around.clock(), Budget(self._around.clock)
+        failed, now, budget = False, self._around.clock(), self._budget()
         for peer in list(self.table.peers.values()):
             variables = {
                 **shared,
@@ -249,7 +266,7 @@ class Runner:
             self._actor.publish("policy.eval_error", payload)
 
     def _save(self) -> None:
-        self._around.store.save(f"policy_{self.network_id}.json", self.table.encoded)
+        self._around.store.save(f"policy_{self.network_id}.json", self.table)
 
     # -- what is shown
 

@@ -122,9 +122,10 @@ class PolicyService(Service):
                 while waiting:
                     network_id = waiting[0]
                     text = await self._host.networks.policy_text(network_id)
-                    if network_id in self._host.networks.ids():  # it may have been left meanwhile
-                        self._start(deps, network_id, text, rules.get(network_id))
                     waiting.pop(0)
+                    with recover_plugin(NAME, "start", deps.events):  # of one network: the others start all the same
+                        if network_id in self._host.networks.ids():  # it may have been left meanwhile
+                            self._start(deps, network_id, text, rules.get(network_id))
             except (PilotError, TimeoutError) as error:
                 deps.logger.warning(
                     "the policies of networks %s are not known, next try in %g s: %s", waiting, pause, error
@@ -138,11 +139,12 @@ class PolicyService(Service):
             network_id = event.payload.get("network_id")
             if not isinstance(network_id, int):
                 continue
-            if event.topic == "network.joined":
-                self._start(self._deps, network_id, event.payload.get("expr_policy"), event.payload.get("rules"))
-            elif event.topic == "network.left":
-                self._manager.stop(network_id)
-                self._manager.stop_managed(network_id)
+            with recover_plugin(NAME, "follow", self._deps.events):  # of one network: the others are followed on
+                if event.topic == "network.joined":
+                    self._start(self._deps, network_id, event.payload.get("expr_policy"), event.payload.get("rules"))
+                elif event.topic == "network.left":
+                    self._manager.stop(network_id)
+                    self._manager.stop_managed(network_id)
 
     def _start(self, deps: Deps, network_id: int, policy: object, rules: object) -> None:
         """Runs what a network has, unless something runs for it already. What cannot be used is logged."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from pilot.coreapi import InvalidValueError
 from pilot.plugins._files import private_directory, read_limited, write_atomically
-from pilot.plugins.policy.peers import MAX_STATE_BYTES
+from pilot.plugins.policy.peers import MAX_STATE_BYTES, PeerTable
 
 __all__ = ["StateStore"]
 
@@ -31,7 +30,7 @@ class StateStore:
     def __init__(self, directory: Path | None, log: logging.Logger) -> None:
         self._directory = directory
         self._log = log
-        self._pending: dict[str, Callable[[], bytes]] = {}
+        self._pending: dict[str, PeerTable] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
         self._closed = False
@@ -57,11 +56,11 @@ class StateStore:
             self._log.warning("the policy states in %s cannot be read: %s", self._directory, error)
             return []
 
-    def save(self, name: str, encode: Callable[[], bytes]) -> None:
-        """Has the file `name` hold what `encode` returns when it is written, soon."""
+    def save(self, name: str, table: PeerTable) -> None:
+        """Has the file `name` hold what is in `table` when it is written, soon."""
         if self._directory is None or self._closed:
             return
-        self._pending[name] = encode
+        self._pending[name] = table
         if self._timer is None and self._writing is None:
             self._write_later()
 
@@ -86,16 +85,16 @@ class StateStore:
         """Writes what waits now. What comes meanwhile waits its time, or the disk would never rest."""
         pending, self._pending = self._pending, {}
         try:
-            for name, encode in pending.items():
-                await asyncio.to_thread(self._write_file, name, encode())
+            for name, table in pending.items():
+                await asyncio.to_thread(self._write_file, name, table.snapshot())
         finally:
             self._writing = None
             if self._pending and not self._closed:
                 self._write_later()
 
-    def _write_file(self, name: str, data: bytes) -> None:
+    def _write_file(self, name: str, table: PeerTable) -> None:
         assert self._directory is not None  # nothing is pending without
         try:
-            write_atomically(private_directory(self._directory) / name, data)
+            write_atomically(private_directory(self._directory) / name, table.encoded())
         except (OSError, InvalidValueError) as error:
             self._log.warning("the policy state %s cannot be written to %s: %s", name, self._directory, error)

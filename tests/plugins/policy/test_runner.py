@@ -394,6 +394,28 @@ def test_actions_over_variables_of_a_caller() -> None:
     in_world(scenario)
 
 
+def test_a_look_at_the_members_that_takes_too_long_goes_on_at_the_next_one() -> None:
+    async def scenario(world: World) -> None:
+        world.members(*range(10, 60))
+        usual, ticks = world.clock, itertools.count()
+        world.clock = lambda: next(ticks) / 10  # type: ignore[method-assign]
+        runner = await world.started(document(rule("t", "join", "true", ("tag", {"add": ["seen"]}))))
+        assert 3 <= len(peers(runner)) <= 20
+        world.clock = usual  # type: ignore[method-assign]
+        await asyncio.sleep(5.5)
+        assert len(peers(runner)) == 50
+        assert all("seen" in peer["tags"] for peer in runner.peer_list())
+        world.members(10)
+        world.clock = lambda: next(ticks) / 10  # type: ignore[method-assign]
+        await asyncio.sleep(5)
+        assert 1 < len(peers(runner)) < 50
+        world.clock = usual  # type: ignore[method-assign]
+        await asyncio.sleep(5)
+        assert peers(runner) == [10]
+
+    in_world(scenario)
+
+
 # ---- shapes and the file --------------------------------------------------------------------------------------------
 
 
@@ -451,6 +473,36 @@ def test_times_survive_a_restart(tmp_path: Path) -> None:
     later = World(tmp_path)
     later.wall = lambda: 1_764_000_000.5 + 100.0  # type: ignore[method-assign]
     in_world(second, later)
+
+
+def test_the_file_is_written_when_something_has_changed(tmp_path: Path) -> None:
+    path = tmp_path / "policy_5.json"
+
+    async def written() -> int:
+        await asyncio.sleep(11)
+        return path.stat().st_ino
+
+    async def scenario(world: World) -> None:
+        world.members(1, 3)
+        await world.started(document(QUIET))
+        first = await written()
+        kept = path.open("rb")  # its inode is not given to another file
+        with kept:
+            assert await written() == first
+            world.members(1, 3, n3=["x"])
+            assert await written() != first
+        assert json.loads(path.read_bytes())["peers"]["3"]["registry_tags"] == ["x"]
+
+    in_world(scenario, World(tmp_path))
+
+
+def test_a_tag_that_is_no_utf8_is_written_all_the_same(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        world.members(1, n1=["a\ud800b"])
+        await world.started(document(QUIET))
+
+    in_world(scenario, World(tmp_path))
+    assert json.loads((tmp_path / "policy_5.json").read_bytes())["peers"]["1"]["registry_tags"] == ["a\ufffdb"]
 
 
 def test_replacing_a_policy_keeps_peers_and_lets_the_evicted_back() -> None:

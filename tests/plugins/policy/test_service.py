@@ -384,3 +384,27 @@ def test_a_managed_network(tmp_path: Path) -> None:
 def test_managed_rules_that_cannot_be_used(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidValueError, match=message):
         parse_rules_untrusted(RULES | change)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["member already", "joins later"])
+def test_a_crash_over_one_network_leaves_the_others(monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
+    async def scenario(world: World) -> None:
+        start = world.manager.start
+
+        def crash(network_id: int, policy: Any) -> Any:
+            if network_id == 5:
+                raise RuntimeError("a defect")
+            return start(network_id, policy)
+
+        monkeypatch.setattr(world.manager, "start", crash)
+        world.members(1, network=5)
+        world.members(1, network=6)
+        world.networks.policies = dict.fromkeys((5, 6), DENY.decode()) if known else {}
+        await asyncio.sleep(1)
+        for network_id in () if known else (5, 6):
+            world.deps.events.publish("network.joined", {"network_id": network_id, "expr_policy": DENY.decode()})
+        await asyncio.sleep(1)
+        assert running(world) == [6]
+        assert "plugin.policy.panic" in world.topics()
+
+    in_world(scenario)
