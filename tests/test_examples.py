@@ -153,6 +153,19 @@ async def test_trust(registry: str, tmp_path: Path) -> None:
     ]
 
 
+async def test_messages(registry: str, tmp_path: Path) -> None:
+    assert await output(await start("messages.py", registry, tmp_path)) == [
+        "ACK TEXT 5 bytes True",
+        "0:0000.0000.0001 TEXT hello",
+        "0 of 50,000 bytes",
+        "50,000 of 50,000 bytes",
+        "zeros.bin 50000 True",
+        "weather rain",
+    ]
+    [stored] = (tmp_path / "bob" / "received").iterdir()
+    assert stored.read_bytes() == bytes(50_000)
+
+
 async def test_without_a_network(tmp_path: Path) -> None:
     # pytest-asyncio warns of settings that only a project has
     lines = await output(await start("without_a_network.py", WRITTEN, tmp_path, warnings="ignore"))
