@@ -13,9 +13,11 @@ from pilot.plugins.policy import EvaluationError, load_policy_untrusted, parse_d
 from pilot.plugins.policy.gojson import encode, parse_untrusted
 from pilot.plugins.policy.managed import parse_rules_untrusted
 from pilot.plugins.policy.peers import MAX_TAGS, read_table_untrusted
+from pilot.plugins.policy.quick import CANNOT
 from tests.fuzz.driver import Target
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "vectors" / "services.json").read_text())
+VARIABLES: dict[str, Any] = {"port": 7, "peer_tags": ("x",), "local_tags": (), "peer_age_s": 1.5}
 RULES = {"links": 2, "cycle": "1m", "prune": 1, "prune_by": "age", "fill": 1, "fill_how": "random", "grace": ""}
 
 
@@ -32,8 +34,11 @@ def run_policy(data: bytes) -> None:
     policy = loaded(lambda: load_policy_untrusted(data, "policy: parse", "policy: compile"))
     for event in PolicyEventType if policy is not None else ():
         with contextlib.suppress(EvaluationError):
-            outcome = policy.evaluate(event, {"port": 7, "peer_tags": ("x",), "local_tags": (), "peer_age_s": 1.5})
+            outcome = policy.evaluate(event, VARIABLES)
             assert (outcome.allow is None) is (event in ("join", "leave", "cycle"))
+        for rule in policy.rules(event):
+            with contextlib.suppress(*CANNOT):
+                assert rule.quick is None or rule.quick(VARIABLES) is rule.matches(VARIABLES)
 
 
 def loaded(load: Callable[[], Any]) -> Any:

@@ -5,6 +5,7 @@ Nothing here acts: an evaluation yields a verdict and the actions to carry out, 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
@@ -31,6 +32,7 @@ from pilot.plugins.policy.expression import (
     compile_expression,
 )
 from pilot.plugins.policy.expression.lexer import quoted
+from pilot.plugins.policy.expression.limits import SECONDS_PER_EVALUATION, TIMED_OUT
 from pilot.plugins.policy.quick import CANNOT, Test, quick_test
 
 __all__ = [
@@ -118,7 +120,11 @@ class _CompiledRule:
         try:
             return self.program(variables) is True
         except ExpressionError as error:
-            raise EvaluationError(f"policy: rule {quoted(self.name)} eval: {error}") from None
+            raise self.failed(str(error)) from None
+
+    def failed(self, why: str) -> EvaluationError:
+        """The error for a condition that was not evaluated to its end."""
+        return EvaluationError(f"policy: rule {quoted(self.name)} eval: {why}")
 
 
 _VERDICTS: Final = frozenset({ActionType.ALLOW, ActionType.DENY})
@@ -140,25 +146,34 @@ class CompiledPolicy:
         """Whether any rule is for the event."""
         return bool(self._rules.get(event))
 
+    def rules(self, event: str) -> tuple[_CompiledRule, ...]:
+        """The rules for the event, in order."""
+        return self._rules.get(event, ())
+
     def evaluate(self, event: str, variables: Mapping[str, object]) -> Outcome:
         """What the rules for `event` say; an event nobody knows has no rules and no verdict.
 
         For a gate event the first matching rule with `allow` or `deny` ends it, and of these two its first one is the
-        verdict; without such a rule it is the default. For other events every matching rule contributes.
+        verdict; without such a rule it is the default. For other events every matching rule contributes. A gate starts
+        no further expression after the time that one may take.
 
         Raises:
             EvaluationError: an expression that had to be evaluated failed.
         """
         directives: tuple[Directive, ...] = ()
         decides = event in GATE_EVENTS
-        for rule in self._rules.get(event, ()):
-            if rule.quick is None:
+        end = math.inf
+        for rule in self.rules(event):
+            try:
+                matches = rule.quick(variables) if rule.quick is not None else None
+            except CANNOT:  # a variable is absent
+                matches = None
+            if matches is None:
+                now = time.monotonic()
+                if decides and now > end:
+                    raise rule.failed(TIMED_OUT)
+                end = min(end, now + SECONDS_PER_EVALUATION)
                 matches = rule.matches(variables)
-            else:
-                try:
-                    matches = rule.quick(variables)
-                except CANNOT:  # a variable is absent
-                    matches = rule.matches(variables)
             if not matches:
                 continue
             outcome = rule.outcome

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pilot.coreapi import InvalidValueError
 from pilot.plugins.policy import EvaluationError, load_policy_untrusted
+from pilot.plugins.policy import compiled as module
 from pilot.plugins.policy.compiled import VARIABLES
 from pilot.plugins.policy.expression import CompileError, compile_expression
 from pilot.plugins.policy.quick import CANNOT, quick_test
@@ -267,3 +268,13 @@ def test_nothing_in_a_rule_becomes_code() -> None:
     quick = quick_test(text, VARIABLES["datagram"])  # type: ignore[index]
     assert quick is not None
     assert quick({"direction": "{0}"}) is True
+
+
+def test_the_rules_of_a_gate_share_the_time_that_one_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    loops = [rule(f"r{n}", "connect", f"all(1..9, # > {n})", "evict" if n < 2 else "allow") for n in range(3)]
+    policy = compiled(*loops, rule("last", "connect", "true", "allow"))
+    assert policy.evaluate("connect", {}).allow is True
+    ticks = iter([5.0, 5.05, 5.11])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(ticks))
+    with pytest.raises(EvaluationError, match=r'^policy: rule "r2" eval: expression evaluation timed out$'):
+        policy.evaluate("connect", {})

@@ -5,6 +5,9 @@ from __future__ import annotations
 SECONDS_PER_EVALUATION = 0.1
 """Time one evaluation may take, as in the official engine."""
 
+TIMED_OUT = "expression evaluation timed out"
+"""The official text of it."""
+
 MAX_SOURCE_LENGTH = 65_536
 """Characters of an expression; the registry takes no policy document of that size."""
 

@@ -10,6 +10,7 @@ from pilot.plugins.policy.expression.limits import (
     MEMORY_BUDGET,
     SECONDS_PER_EVALUATION,
     STEPS_BETWEEN_CLOCK_READINGS,
+    TIMED_OUT,
 )
 from pilot.plugins.policy.expression.values import SHORT_TEXT
 
@@ -47,7 +48,7 @@ class Run:
             if self.started is None:
                 self.started = moment
             elif moment - self.started > SECONDS_PER_EVALUATION:
-                raise ExpressionError("expression evaluation timed out")
+                raise ExpressionError(TIMED_OUT)
 
     def charge(self, items: int) -> None:
         """Count elements made.
