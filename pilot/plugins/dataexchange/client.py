@@ -122,7 +122,7 @@ class DataExchangeClient:
         Raises:
             PilotError: the receiver refused the file or broke the protocol, or the file changed while it was sent; the
                 message says which.
-            InvalidValueError: target or name cannot be used.
+            InvalidValueError: target or name cannot be used, or `source` is no regular file.
             EOFError: the receiver ended before it had confirmed the file.
             TimeoutError: a step took the receiver longer than 60 s, or it did not answer the dial.
             OSError: the file cannot be read.

@@ -26,6 +26,8 @@ __all__ = ["IncomingFile"]
 
 EARLY_BYTES: Final = 768 * 1024
 """Bytes kept of chunks that came before their turn."""
+EARLY_CHUNKS: Final = 64
+"""And chunks: each is looked at for every one that comes. The official sender has 16 under way."""
 QUEUED_BYTES: Final = 8 << 20
 """Bytes that wait for the disk before the next chunk is read from the stream."""
 
@@ -101,7 +103,8 @@ class IncomingFile:
         return ""
 
     def _keep_early(self, chunk: Chunk) -> None:
-        if sum(map(len, self._early.values())) + len(chunk.data) <= EARLY_BYTES and chunk.data:
+        early = self._early.values()
+        if chunk.data and len(early) < EARLY_CHUNKS and sum(map(len, early)) + len(chunk.data) <= EARLY_BYTES:
             self._early[chunk.offset] = bytes(chunk.data)
 
     def _take_early(self) -> list[memoryview]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import stat
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -71,7 +72,12 @@ class Source:
 
 @asynccontextmanager
 async def open_source(source: Path | bytes, name: str) -> AsyncIterator[Source]:
-    """`source` hashed and ready to read, for the block. Raises `OSError`; `InvalidValueError`: there is no name."""
+    """`source` hashed and ready to read, for the block. A file that grows meanwhile is sent as it was when hashed.
+
+    Raises:
+        InvalidValueError: there is no name, or the file is a directory, a pipe or a device.
+        OSError: it cannot be read.
+    """
     if isinstance(source, bytes):
         if not name:
             raise InvalidValueError("bytes are sent as a file under a name: give one")
@@ -80,12 +86,16 @@ async def open_source(source: Path | bytes, name: str) -> AsyncIterator[Source]:
     path = Path(source)
     with _open(path) as file:
         digest = await in_thread(lambda: hashlib.file_digest(file, "sha256").digest())
-        size = os.fstat(file.fileno()).st_size
-        yield Source(name or path.name, size, digest, file)
+        yield Source(name or path.name, file.tell(), digest, file)
 
 
 def _open(path: Path) -> FileIO:
-    return open(path, "rb", buffering=0)
+    # Without waiting: a pipe is opened when somebody writes to it, which may be never.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InvalidValueError(f"{path} is no regular file: only the content of files can be sent")
+    return open(fd, "rb", buffering=0)
 
 
 def _read(file: FileIO, offset: int, length: int) -> bytearray:

@@ -16,6 +16,7 @@ from pilot.plugins.dataexchange import FileProgress, FrameType, Limits, connecti
 from pilot.plugins.dataexchange.deliveries import DUPLICATE_SECONDS, MAX_DUPLICATES
 from pilot.plugins.dataexchange.filestream import Init, Kind
 from pilot.plugins.dataexchange.frames import Tags, encode_file, encode_frame, encode_tagged
+from pilot.plugins.dataexchange.incoming import EARLY_CHUNKS
 from tests.plugins.dataexchange.helpers import BOB, CONTENT, Place, frame, running
 from tests.plugins.fakes import eventually, settle
 
@@ -247,6 +248,49 @@ async def test_file_that_shrinks_while_it_is_sent(tmp_path: Path) -> None:
         assert place.stored() == []
 
 
+async def test_file_that_grows_while_it_is_sent_arrives_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(CONTENT)
+
+    def grow(done: int, total: int) -> None:
+        with path.open("ab") as file:
+            file.write(b"more")
+
+    async with running(tmp_path) as place:
+        sent = await place.client.send_file(BOB, path, progress=grow)
+        assert sent.size == len(CONTENT)
+        assert place.stored()[0].read_bytes() == CONTENT
+
+
+async def test_the_size_that_is_offered_is_that_of_what_was_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(CONTENT)
+    hashed = hashlib.file_digest
+
+    def digest_then_grow(*args: Any) -> Any:
+        try:
+            return hashed(*args)
+        finally:
+            with path.open("ab") as file:
+                file.write(b"more")
+
+    monkeypatch.setattr(hashlib, "file_digest", digest_then_grow)
+    async with running(tmp_path) as place:
+        assert (await place.client.send_file(BOB, path)).size == len(CONTENT)
+
+
+async def test_what_is_no_file_is_not_sent(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    async with running(tmp_path) as place:
+        for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+            with pytest.raises(InvalidValueError, match="no regular file"):
+                await asyncio.wait_for(place.client.send_file(BOB, path), 5.0)
+        with pytest.raises(FileNotFoundError):
+            await place.client.send_file(BOB, tmp_path / "missing")
+
+
 async def test_same_content_twice_at_once(tmp_path: Path) -> None:
     async with running(tmp_path) as place:
         sent = await asyncio.gather(*[place.client.send_file(BOB, CONTENT, name="x.bin") for _ in range(2)])
@@ -328,6 +372,17 @@ async def test_chunks_beyond_the_end_and_unfinished_ends(tmp_path: Path) -> None
         await stream.write(filestream.done(digest[:16]) * 2)
         assert (await frame(stream))[1] == b"\x06" + digest[:16] + b"\x00"
         assert (await frame(stream))[1][18:] == b"no active transfer"
+
+
+async def test_early_chunks_are_few(tmp_path: Path) -> None:
+    """Many small ones would cost a look at each of them for every one that comes."""
+    async with running(tmp_path) as place:
+        stream = await offer(place)
+        for offset in range(1, EARLY_CHUNKS + 10):
+            await stream.write(filestream.chunk_header(ID, offset, 1) + CONTENT[offset : offset + 1])
+            assert (await frame(stream))[1][17:] == bytes(8)
+        await stream.write(filestream.chunk_header(ID, 0, 1) + CONTENT[:1])
+        assert int.from_bytes((await frame(stream))[1][17:], "big") == EARLY_CHUNKS + 1
 
 
 async def test_early_chunks_are_kept_up_to_a_limit(tmp_path: Path) -> None:
