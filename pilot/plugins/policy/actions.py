@@ -74,6 +74,8 @@ class Tally:
     filled: int = 0
     pruned_trust: int = 0
     filled_trust: int = 0
+    budget: Budget | None = None
+    """The time that all of them may spend on looking at every peer."""
 
 
 class Budget:
@@ -188,11 +190,13 @@ class Actor:
 
     def _evict_where(self, directive: Directive, node_id: int | None, tally: Tally) -> None:
         assert directive.program is not None  # the compiler made one
-        tally.evicted += sum(self.evict(chosen) for chosen in self._matching(directive.program, directive.rule))
+        tally.budget = tally.budget or Budget(self.clock)
+        chosen = self._matching(directive.program, directive.rule, tally.budget)
+        tally.evicted += sum(self.evict(node) for node in chosen)
 
-    def _matching(self, condition: Program, rule: str) -> list[int]:
+    def _matching(self, condition: Program, rule: str, budget: Budget) -> list[int]:
         """The peers it holds for. Those it fails for are left alone, with one warning for all."""
-        now, budget = self.clock(), Budget(self.clock)
+        now = self.clock()
         chosen, failure = [], ""
         for peer in self.table.peers.values():
             variables = {

@@ -99,17 +99,18 @@ class RunnerTasks:
         failures = 0
         while True:
             pause = RECONCILE_SECONDS
-            try:
-                members = await self._around.host.networks.members(self._network_id)
-            except (PilotError, TimeoutError) as error:
-                pause = min(FIRST_BACKOFF_SECONDS * 2**failures, LONGEST_BACKOFF_SECONDS)
-                failures = min(failures + 1, 16)
-                self._around.deps.logger.warning(
-                    "the members of network %d cannot be listed, next try in %g s: %s", self._network_id, pause, error
-                )
-            else:
-                failures = 0
-                with recover_plugin(NAME, "reconcile", self._around.deps.events):
+            with recover_plugin(NAME, "reconcile", self._around.deps.events):
+                try:
+                    members = await self._around.host.networks.members(self._network_id)
+                except (PilotError, TimeoutError) as error:
+                    pause = min(FIRST_BACKOFF_SECONDS * 2**failures, LONGEST_BACKOFF_SECONDS)
+                    failures = min(failures + 1, 16)
+                    self._around.deps.logger.warning(
+                        "the members of network %d cannot be listed, next try in %g s: %s",
+                        *(self._network_id, pause, error),
+                    )
+                else:
+                    failures = 0
                     self._take(members)
             await self._pause(pause)
 

@@ -416,6 +416,41 @@ def test_a_look_at_the_members_that_takes_too_long_goes_on_at_the_next_one() -> 
     in_world(scenario)
 
 
+def test_evictions_of_all_rules_share_their_time(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        world.members(*range(10, 60))
+        actions = [("evict_where", {"match": f"peer_id >= {first}"}) for first in (100, 200, 10)]
+        steps = [0.0]
+        times = itertools.accumulate(iter(lambda: steps[0], None), initial=world.clock())
+        world.clock = lambda: next(times)  # type: ignore[method-assign]
+        runner = await world.started(document(rule("e", "cycle", "peer_id == nil", *actions)))
+        steps[0] = 1 / 40
+        assert runner.force_cycle()["evicted"] <= 2
+        assert caplog.text.count("it takes more than 1 s") == 3
+
+    in_world(scenario)
+
+
+def test_a_crash_in_the_list_of_members_does_not_end_looking_at_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World) -> None:
+        world.members(1)
+        runner = await world.started(document(QUIET))
+        members = world.networks.members
+
+        async def crash(network_id: int) -> Any:
+            raise RuntimeError("a defect")
+
+        monkeypatch.setattr(world.networks, "members", crash)
+        await asyncio.sleep(6)
+        world.members(1, 3)
+        monkeypatch.setattr(world.networks, "members", members)
+        await asyncio.sleep(6)
+        assert peers(runner) == [1, 3]
+        assert "plugin.policy.panic" in world.topics()
+
+    in_world(scenario)
+
+
 # ---- shapes and the file --------------------------------------------------------------------------------------------
 
 
