@@ -157,8 +157,12 @@ async def test_send_and_recv_with_a_resumed_file(start: Start, tmp_path: Path) -
     inbox.mkdir()
     source.write_bytes(os.urandom(3_000_000))
     digest = hash_file(source)
+    once = await start("up", "--json", "--without", "policy")
+    sender_id = (await first_line(once))["node_id"]  # kept with the sender's identity
+    once.send_signal(signal.SIGTERM)
+    await once.communicate()
     (inbox / ".partial").mkdir()
-    (inbox / ".partial" / digest[:32]).write_bytes(source.read_bytes()[:1_000_000])
+    (inbox / ".partial" / f"{digest[:32]}-{sender_id:08x}").write_bytes(source.read_bytes()[:1_000_000])
     state = {"XDG_STATE_HOME": str(tmp_path / "other")}
     receiver = await start("recv", str(inbox), "--json", "--hostname", "bob", "--public", **state)
     sender = await retried(start, "send", str(source), "bob", "--json")
