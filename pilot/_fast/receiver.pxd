@@ -59,8 +59,10 @@ cdef class Receiver(Reassembly):
     cdef uint64_t offset_of(self, uint32_t seq) noexcept
     cdef arrival take(self, uint32_t seq, const uint8_t *payload, uint32_t length) noexcept
     cdef uint64_t reachable(self) noexcept
+    cdef uint64_t widest(self) noexcept
     cdef bint make_room(self, uint64_t end) noexcept
     cdef uint32_t slots(self) noexcept
+    cdef uint32_t slots_of(self, uint64_t widest) noexcept
     cdef bint window_worth_telling(self) noexcept
     cdef int build_sack(self, uint8_t *out) noexcept
     cdef uint32_t acknowledge(self) noexcept
@@ -76,4 +78,5 @@ cdef class Receiver(Reassembly):
     cdef object lend(self)
     cdef bint give_back(self, uint64_t count) noexcept
     cdef void release(self) noexcept
+    cdef void abandon(self) noexcept
     cdef void trim(self) noexcept

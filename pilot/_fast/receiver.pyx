@@ -65,6 +65,13 @@ cdef class Receiver(Reassembly):
         else:
             ring_release(&self.bytes_)
 
+    cdef void abandon(self) noexcept:
+        """Nobody will read any more."""
+        self.discard = True
+        self.read_at = self.next
+        self.clear()
+        self.release()
+
     cdef void trim(self) noexcept:
         """Give an empty ring back."""
         if self.read_at == self.next and self.count == 0:
@@ -78,6 +85,11 @@ cdef class Receiver(Reassembly):
     cdef uint64_t reachable(self) noexcept:
         """The largest ring the node's budget allows this stream now: what is promised to the peer must be kept."""
         return self.share.reachable(self.bytes_.capacity, self.limit)
+
+    cdef uint64_t widest(self) noexcept:
+        """The window of an empty buffer, in bytes."""
+        cdef uint64_t reachable = self.reachable()
+        return reachable if reachable < self.limit else self.limit
 
     cdef bint make_room(self, uint64_t end) noexcept:
         cdef size_t before = self.bytes_.capacity
@@ -130,19 +142,18 @@ cdef class Receiver(Reassembly):
 
     cdef uint32_t slots(self) noexcept:
         """Free bytes in slots of 1152, as the window field says it."""
+        return self.slots_of(self.widest())
+
+    cdef uint32_t slots_of(self, uint64_t widest) noexcept:
         cdef uint64_t buffered = self.next - self.read_at
-        cdef uint64_t free_bytes = self.limit - buffered if buffered < self.limit else 0
-        cdef uint64_t left = self.reachable()
-        left = left - buffered if left > buffered else 0
-        if left < free_bytes:
-            free_bytes = left
-        free_bytes //= SLOT_WORTH
-        return <uint32_t> (free_bytes if free_bytes < MAX_SLOTS else MAX_SLOTS)
+        cdef uint64_t slots = (widest - buffered) // SLOT_WORTH if buffered < widest else 0
+        return <uint32_t> (slots if slots < MAX_SLOTS else MAX_SLOTS)
 
     cdef bint window_worth_telling(self) noexcept:
-        """The reader made so much room that the sender should hear of it now."""
-        cdef uint64_t edge = self.next + <uint64_t> self.slots() * SLOT_WORTH
-        cdef uint64_t step = self.limit // 16 if self.advertised == 0 else self.limit // 4
+        """The reader made so much room, measured by what there can be, that the sender should hear of it now."""
+        cdef uint64_t widest = self.widest()
+        cdef uint64_t edge = self.next + <uint64_t> self.slots_of(widest) * SLOT_WORTH
+        cdef uint64_t step = widest // 16 if self.advertised == 0 else widest // 4
         return <int64_t> (edge - self.edge) >= <int64_t> step
 
     cdef int build_sack(self, uint8_t *out) noexcept:
@@ -266,9 +277,7 @@ cdef class Receiver(Reassembly):
             self.loan = None
             self.lent = False
             self.orphan = NULL
-            self.discard = True
-            self.read_at = self.next
-            self.clear()
+            self.abandon()
             return False
         self.lent = False
         self.loan.data = NULL

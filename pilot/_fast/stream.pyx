@@ -264,7 +264,7 @@ cdef class StreamCore(StreamPackets):
                 self.take_fin(now)
                 return
         if not self.out.ours:
-            self.acknowledge_stock(result, now)
+            self.acknowledge_stock(result, held > 0, now)
 
     cdef void on_fin(self, const packet *p, double now) noexcept:
         cdef uint64_t at
@@ -679,6 +679,8 @@ cdef class StreamCore(StreamPackets):
         final error (`ResetError`, `PathError`, `TimeoutError`) each time once empty, `ClosedError` after own close."""
         cdef uint64_t count = self.into.next - self.into.read_at
         cdef bytes out
+        if self.into.lent:
+            return None                     # whoever looks at them now may take them
         if count == 0 or max_bytes <= 0:
             return self.at_end(max_bytes)
         if count > <uint64_t> max_bytes:
@@ -692,8 +694,8 @@ cdef class StreamCore(StreamPackets):
         """As `read`, into a writable buffer: the bytes put there, -1 when there are none yet, 0 at the end."""
         cdef Py_buffer view
         cdef uint64_t count
-        if self.into.next == self.into.read_at:
-            return -1 if self.at_end(1) is None else 0
+        if self.into.lent or self.into.next == self.into.read_at:
+            return -1 if self.into.lent or self.at_end(1) is None else 0
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
         count = self.into.consume(<uint8_t *> view.buf, view.len)
         PyBuffer_Release(&view)
@@ -709,6 +711,9 @@ cdef class StreamCore(StreamPackets):
         if not self.into.give_back(count):
             raise InvalidValueError(f"a view of the bytes of {self!r} was kept beyond its call: copy what is to stay")
         self.after_read()
+        if self.interest & WAKE_READ and (self.into.next != self.into.read_at or self.phase >= CLOSING):
+            self.events |= WAKE_READ        # somebody has asked meanwhile
+            self.host.touch(self)
 
     cdef object at_end(self, max_bytes):
         if max_bytes <= 0 or (self.ended_by_peer and self.failure is None):
@@ -742,11 +747,7 @@ cdef class StreamCore(StreamPackets):
             self.fail(ClosedError("this end has closed the stream"), True, now)
             self.host.want_flush_soon(self)
             return
-        self.into.discard = True
-        self.into.read_at = self.into.next
-        if self.into.count:
-            self.into.clear()
-        self.into.release()
+        self.into.abandon()
         if self.phase != ESTABLISHED:
             return
         self.phase = CLOSING
@@ -760,6 +761,7 @@ cdef class StreamCore(StreamPackets):
 
     def abort(self) -> None:
         """End at once with a reset; unacknowledged bytes are lost. Idempotent."""
+        self.into.abandon()
         if self.phase == TIME_WAIT or self.phase == CLOSED:
             return
         self.fail(ClosedError("this end has aborted the stream"), True, self.host.now())

@@ -69,7 +69,7 @@ cdef class StreamPackets(TimerEntry):
     cdef void send_ack(self, double now) noexcept
     cdef void announce(self, double now) noexcept
     cdef void announce_again(self, double now) noexcept
-    cdef void acknowledge_stock(self, arrival result, double now) noexcept
+    cdef void acknowledge_stock(self, arrival result, bint held, double now) noexcept
     cdef void on_repair_timer(self, double now) noexcept
     cdef void send_old_byte(self, double now) noexcept
     cdef void send_reset(self, double now) noexcept

@@ -150,11 +150,12 @@ cdef class StreamPackets(TimerEntry):
             self.send_ack(now)
             self.set_timer(TIMER_ACK, now + WINDOW_UPDATE_AGAIN * (1 << self.window_updates))
 
-    cdef void acknowledge_stock(self, arrival result, double now) noexcept:
-        """After each segment: a stock sender grows per acknowledgment and repairs one loss per acknowledgment."""
+    cdef void acknowledge_stock(self, arrival result, bint held, double now) noexcept:
+        """After each segment, `held`: with a hole open before it. A stock sender grows per acknowledgment and repairs
+        one loss per acknowledgment."""
         cdef Receiver into = self.into
         cdef double due
-        if into.count or into.asked_at > 0.0:
+        if held or into.count:
             if into.repair_time == 0.0:
                 into.repair_time = self.peer.path.srtt
             due = into.ask_repair(result, now)

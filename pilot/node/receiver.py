@@ -28,7 +28,7 @@ _log = logging.getLogger("pilot.streams")
 class StreamReceiver:
     """The callbacks of one `Stream.set_receiver`, in the place of the stream's reading task."""
 
-    __slots__ = ("_done", "_ended", "_failure", "_paused", "_received", "_stream", "_writable", "full")
+    __slots__ = ("_done", "_ended", "_failure", "_paused", "_received", "_resuming", "_stream", "_writable", "full")
 
     def __init__(
         self,
@@ -41,7 +41,8 @@ class StreamReceiver:
         self._received = received
         self._ended = ended
         self._writable = writable
-        self._paused = False
+        self._paused = True
+        self._resuming = False
         self._done = False
         self._failure: BaseException | None = None
         self.full = False  # write_nowait has filled the send ring: `writable` is due when it has room
@@ -57,11 +58,17 @@ class StreamReceiver:
     def pause(self) -> None:
         """Shows nothing until `resume`."""
         self._paused = True
+        self._resuming = False
 
     def resume(self) -> None:
-        """Shows what is there, from the loop, and what comes."""
-        self._paused = False
-        self._stream._home.loop.call_soon(self.wake)
+        """Shows what is there, from the loop, and what comes: also when a callback that asks for it leaves a rest."""
+        self._resuming = True
+        self._stream._home.loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        if self._resuming:
+            self._resuming = self._paused = False
+            self.wake()
 
     def wake(self) -> None:
         """Shows what has arrived, then the end of the stream if it has come."""

@@ -215,6 +215,7 @@ class Stream:
         batch brought. It is valid during the call only and released afterwards: copy what is to stay. `received`
         returns None when it has taken everything, or the number of bytes it has taken. Fewer than it was shown pauses
         the stream, as `pause_reading` does: the rest stays in the ring, and the peer is held back when that is full.
+        `resume_reading`, called in `received`, has the rest shown soon.
 
         `ended(error)` is called once, after the last byte was taken: with None where `read` would return `b""`, else
         with what it would raise, `ClosedError` when this end closed the stream. `writable()` is called when the send

@@ -9,7 +9,7 @@ import pytest
 
 from pilot._fast.mux import MuxSettings
 from tests.core.scripted import ScriptedPeer, Talk, accepted, stage
-from tests.core.virtual import CLOSED, ESTABLISHED, READ, VirtualNode, connected, pair, transfer
+from tests.core.virtual import CLOSED, ESTABLISHED, READ, TIME_WAIT, VirtualNode, connected, pair, transfer
 
 SMALLEST = 512 * 4096  # what 512 slots of the oldest builds may hold: no receive limit is below it
 
@@ -256,7 +256,7 @@ class TestMemory:
         sender.write(bytes(100_000))
         network.run(0.5)
         receiver.owner.stream = receiver
-        receiver.abort()
+        sender.abort()
         network.run(1.0)
         assert node.mux.budget.used > 0
         del receiver
@@ -354,6 +354,32 @@ class TestShares:
         assert friend.peer.reading.used == self.LIMIT // 4 * 3
         assert node.mux.budget.used == peer.peer.reading.used + friend.peer.reading.used
 
+    @pytest.mark.parametrize("ended", [False, True])
+    def test_an_aborted_stream_gives_back_what_nobody_has_read(self, ended: bool) -> None:
+        _network, node, peer = stage(self.SETTINGS)
+        node.listen(7)
+        [talk] = self.full(node, peer, 1)
+        if ended:
+            talk.fin(talk.core.stats().received)
+            assert talk.core.state == TIME_WAIT
+        assert node.mux.budget.used > 0
+        talk.core.abort()
+        assert node.mux.budget.used == 0
+
+    @pytest.mark.parametrize("limit", [4096, 65536, 1 << 20])
+    @pytest.mark.parametrize("late", [False, True])
+    def test_a_small_share_is_slow_and_not_stuck(self, limit: int, late: bool) -> None:
+        """A window opens again when much of what there can be is free, however little that is."""
+        network, sender, receiver = connected(0, MuxSettings(), MuxSettings(memory_budget=limit))
+        data = random.Random(1).randbytes(200_000)
+        if late:
+            assert sender.write(data) == len(data)
+            network.run(3.0)
+        began, rounds = network.now, -(-len(data) // (limit - limit % 1152)) + 1
+        assert transfer(network, _Done() if late else sender, receiver, data) == data
+        # Half a second is what a sender waits before it asks about a closed window: once, not in each round.
+        assert network.now - began < 0.5 + 0.05 * rounds
+
 
 class _Done:
     """A source that has nothing left to write."""
@@ -383,6 +409,39 @@ class TestReading:
         assert talk.core.at_eof
         assert talk.core.read(10) == b""
         assert talk.core.read_into(bytearray(4)) == 0
+
+    @pytest.mark.parametrize("left", [0, 3])
+    def test_nobody_else_reads_what_is_lent(self, left: int) -> None:
+        """A task that starts eagerly may ask in the middle of a callback; it is told as soon as there is something."""
+        network, talk = accepted()
+        core = talk.core
+        talk.data(b"0123456789")
+        with core.lend() as lent:
+            assert bytes(lent) == b"0123456789"
+            assert core.lend() is None
+            assert core.read(100) is None
+            assert core.read_into(bytearray(100)) == -1
+            core.interest = READ
+            talk.data(b"more", offset=10)
+            core.owner.wakes.clear()
+            core.interest = READ
+        core.give_back(10 - left)
+        network.run(0.0)
+        assert core.owner.wakes == [READ]
+        assert core.read(100) == b"0123456789"[10 - left :] + b"more"
+
+    def test_the_end_is_told_to_who_asked_while_bytes_were_lent(self) -> None:
+        network, talk = accepted()
+        talk.data(b"last")
+        talk.fin()
+        with talk.core.lend():
+            assert talk.core.read(100) is None
+            talk.core.owner.wakes.clear()
+            talk.core.interest = READ
+        talk.core.give_back(4)
+        network.run(0.0)
+        assert talk.core.owner.wakes == [READ]
+        assert talk.core.read(100) == b""
 
     def test_one_wake_per_stream_and_batch(self) -> None:
         _, talk = accepted()

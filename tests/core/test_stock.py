@@ -61,6 +61,10 @@ def to_stock(network: Network, ours: Any, theirs: StockStream, data: bytes, seco
 
 def from_stock(network: Network, ours: Any, theirs: StockStream, data: bytes, seconds: float = 900.0) -> None:
     theirs.write(data)
+    read_all(network, ours, theirs, data, seconds)
+
+
+def read_all(network: Network, ours: Any, theirs: StockStream, data: bytes, seconds: float) -> None:
     got = bytearray()
 
     def step() -> bool:
@@ -276,6 +280,38 @@ def test_duplicates_are_doubled_while_losses_look_random() -> None:
     assert answers(4) == [1] * 10
 
 
+def once_each(network: Network, theirs: StockStream) -> None:
+    """Loses every second copy of our duplicates, as if they were not doubled."""
+    before: Any = None
+
+    def drop(sent: Any) -> bool:
+        nonlocal before
+        if sent.packet is None or sent.source == theirs.node.address or not sent.packet.payload:
+            return False
+        this = (sent.at, sent.packet.ack, sent.packet.payload)
+        doubled = this == before
+        before = None if doubled else this
+        return doubled
+
+    network.drop = drop
+
+
+@pytest.mark.parametrize(("delay", "jitter"), [(0.01, 0.0), (0.01, 0.002), (0.025, 0.0), (0.025, 0.005)])
+def test_doubled_duplicates_do_no_harm_where_a_short_queue_overflows(delay: float, jitter: float) -> None:
+    """10 Mbit/s before a queue of 25 KB: the losses are the sender's own, and a wider window brings more of them."""
+    seconds = [0.0, 0.0]
+    for seed in range(1, 4):
+        for single in (False, True):
+            network, ours, theirs = opened(seed, rate=1.25e6, queue=25_000, delay=delay, jitter=jitter)
+            if single:
+                once_each(network, theirs)
+            began = network.now
+            from_stock(network, ours, theirs, random.Random(seed).randbytes(400_000))
+            seconds[single] += network.now - began
+    doubled, once = seconds
+    assert doubled <= 1.05 * once
+
+
 def test_what_is_kept_back_is_reported_as_held() -> None:
     """The acknowledgment never goes back, and every byte up to RCV.NXT is either acknowledged or in a block."""
     back = 0
@@ -294,6 +330,38 @@ def test_what_is_kept_back_is_reported_as_held() -> None:
             back += any(left == p.ack for left, _ in blocks)
         assert ours.stats().received == 100_000
     assert back > 20
+
+
+def test_what_was_kept_back_before_a_reordering_is_no_longer() -> None:
+    """A late segment fills the hole before anything was asked for: the next hole must not take the acknowledgment back,
+    for 1.18.0 counts no duplicate of an older one and would wait for its timeout."""
+    network, node, _ = stage(delay=0.0)
+    node.listen(7)
+    talk = ScriptedPeer(node, 3).open(7)
+    assert talk.core.write(b"x") == 1
+    network.run(0.02)
+    talk.ack(1)  # the round trip is known
+    talk.seen()
+    for number in (0, 2):
+        talk.data(bytes(stock.SEGMENT), offset=number * stock.SEGMENT)
+    [kept_back] = talk.seen()
+    assert kept_back.ack == 0
+    assert talk.blocks(kept_back)[0] == (0, stock.SEGMENT)
+    for number in (1, 4, 5, 6):
+        talk.data(bytes(stock.SEGMENT), offset=number * stock.SEGMENT)
+    assert [seen.ack for seen in talk.seen()] == [3 * stock.SEGMENT] * 4
+
+
+@pytest.mark.parametrize("limit", [4096, 65536, 1 << 20])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_stock_sender_gets_on_with_a_small_share_of_our_memory(limit: int, late: bool) -> None:
+    """It never asks in a way that is answered unless the window has opened far enough to be told."""
+    network, ours, theirs = opened(1, MuxSettings(memory_budget=limit, receive_limit=0))
+    data = random.Random(1).randbytes(200_000)
+    theirs.write(data)
+    if late:
+        network.run(3.0)
+    read_all(network, ours, theirs, data, seconds=10.0)
 
 
 def test_bytes_that_look_like_sack_reach_it() -> None:

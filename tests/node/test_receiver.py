@@ -162,6 +162,54 @@ async def test_what_is_left_is_shown_again_after_resume_reading() -> None:
     assert not core.incoming
 
 
+async def test_a_callback_may_take_a_little_in_each_turn() -> None:
+    """It resumes itself, so what it leaves is shown again, and others run in between."""
+    told, stream, core = await heard()
+
+    def take(size: int) -> int:
+        stream.resume_reading()
+        return 2
+
+    told.take = take
+    core.feed(b"abcdef")
+    for expected in ([b"abcdef"], [b"abcdef", b"cdef"], [b"abcdef", b"cdef", b"ef"]):
+        assert told.pieces == expected
+        await turn()
+    assert not core.incoming
+
+
+async def test_the_last_word_counts() -> None:
+    told, stream, core = await heard()
+    stream.resume_reading()
+    stream.pause_reading()
+    await turn()
+    core.feed(b"x")
+    assert told.pieces == []
+    stream.pause_reading()
+    stream.resume_reading()
+    await turn()
+    assert told.pieces == [b"x"]
+
+
+async def test_an_eager_task_reads_what_the_callback_leaves(pair: Pair) -> None:
+    """It starts inside the callback, as tasks do with `asyncio.eager_task_factory`, while the bytes are on loan."""
+    ours, theirs = await connect(pair)
+    waits: list[asyncio.Future[None]] = []
+
+    def received(view: memoryview) -> int:
+        theirs.set_receiver(None)
+        waits.append(reading.send(None))
+        return 3
+
+    reading = theirs.read()
+    theirs.set_receiver(received)
+    await ours.write(b"abcdefgh")
+    await eventually(lambda: bool(waits) and waits[0].done())
+    with pytest.raises(StopIteration) as stop:
+        reading.send(None)
+    assert stop.value.value == b"defgh"
+
+
 async def test_a_paused_stream_shows_nothing_and_hides_its_end() -> None:
     told, stream, core = await heard()
     stream.pause_reading()
