@@ -10,12 +10,6 @@ import typer
 
 from pilot._fast.errors import InvalidValueError
 from pilot.node.services import ServiceSource  # evaluated: the signature is what the options are made of
-from pilot.plugins.dataexchange import DataExchangeService
-from pilot.plugins.eventstream import EventStreamService
-from pilot.plugins.handshake import HandshakeService
-from pilot.plugins.policy import PolicyService
-from pilot.plugins.trustedagents import TrustedAgentsService
-from pilot.plugins.webhook import WebhookService
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,6 +79,14 @@ def chosen_services(
     for name in without or ():
         if name not in STOCK:
             raise InvalidValueError(f"{name!r} cannot be left out, it is not of the stock set: {', '.join(STOCK)}")
+    # Other commands need not wait for the plugins to be loaded.
+    from pilot.plugins.dataexchange import DataExchangeService
+    from pilot.plugins.eventstream import EventStreamService
+    from pilot.plugins.handshake import HandshakeService
+    from pilot.plugins.policy import PolicyService
+    from pilot.plugins.trustedagents import TrustedAgentsService
+    from pilot.plugins.webhook import WebhookService
+
     is_url = trusted_agents.startswith("https://")
     made: dict[str, ServiceSource] = {
         "trustedagents": functools.partial(
