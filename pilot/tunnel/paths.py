@@ -87,9 +87,20 @@ class Paths:
             else:
                 self._core.hooks.contact_failed(node, failure or "the registry does not say where it is")
         elif wanted and found is not None:
-            if before is not None and before.address != found.address and state.peer.relay:
-                state.peer.address = self._neighbour(found) or found.address  # it has moved
+            if state.peer.relay and self._has_moved(state.peer, before, found):
+                state.peer.address = self._neighbour(found) or found.address
             self._upgrade(state, state.peer, found, now)
+
+    def _has_moved(self, peer: PeerLike, before: Resolved | None, found: Resolved) -> bool:
+        """Whether the registry names another place than before; where it was not asked before, than it was heard at.
+
+        Heard from, only the host tells: behind a NAT another port than the registered one is the right one.
+        """
+        if found.address is None or found.relay_only:
+            return False
+        if before is not None:
+            return before.address != found.address
+        return peer.address is not None and peer.address[0] != found.address[0]
 
     def forget(self, node: int) -> None:
         """The peer is about to be removed; its endpoint stays cached for a registry outage."""
@@ -191,11 +202,7 @@ class Paths:
             self._exchange.restart_attempts(state)
             later = now + self._core.settings.call_over_seconds
             self._core.timers.set(("call over", state.node), later, lambda at: self._call_over(state, at))
-            # One of the two may have another public address now: ask for ours, and for the peer's before the next try.
-            self._doubted(now)
-            if state.node in self._endpoints:
-                found, at = self._endpoints[state.node]
-                self._endpoints[state.node] = found, min(at, now - self._core.settings.resolve_cache_seconds)
+            self._search(state, now)
         self._moved(state, now)
 
     def send_failed(self, state: PeerState, peer: PeerLike, error: int, now: float) -> None:
@@ -209,11 +216,14 @@ class Paths:
         if state.send_errors >= self._core.settings.send_errors and self._core.flag_relay(peer, pinned=True):
             state.send_errors = 0
             self._exchange.restart_attempts(state)
+            self._search(state, now)
             self._moved(state, now)
 
     def dial_needs_relay(self, state: PeerState, peer: PeerLike, now: float) -> bool:
         """A SYN went unanswered three times: relay from here, if there is one; whether frames go by relay now."""
         if not peer.relay and self._core.flag_relay(peer, pinned=False):
+            if peer.last_heard_direct > 0.0:
+                self._search(state, now)
             self._moved(state, now)
         return peer.relay
 
@@ -228,6 +238,30 @@ class Paths:
             return
         self._exchange.rekey(state, now)
 
+    # ------------------------------------------------------------------------------------------ search
+
+    def _search(self, state: PeerState, now: float) -> None:
+        """A direct path has died. One of the two may be elsewhere now: ask where we are, and soon where the peer is."""
+        self._doubted(now)
+        if state.node in self._endpoints:
+            found, at = self._endpoints[state.node]
+            self._endpoints[state.node] = found, min(at, now - self._core.settings.resolve_cache_seconds)
+        if now >= state.search_after:
+            state.search_after = now + self._core.settings.search_spacing_seconds
+            self._search_later(state, 0, now)
+
+    def _search_later(self, state: PeerState, step: int, now: float) -> None:
+        settings = self._core.settings
+        if step < len(settings.search_seconds):
+            gap = settings.search_seconds[step] + self._core.random.random() * settings.search_jitter_seconds
+            self._core.timers.set(("search", state.node), now + gap, lambda at: self._look(state, step, at))
+
+    def _look(self, state: PeerState, step: int, now: float) -> None:
+        """One attempt of a search, with what the registry says now: who moved may not have told it before."""
+        if state.peer is not None and state.peer.relay:
+            self._attempt(state, self._core.settings.search_cache_seconds, now)
+            self._search_later(state, step + 1, now)
+
     # ----------------------------------------------------------------------------------------- upgrade
 
     def sweep_upgrades(self, now: float) -> None:
@@ -236,21 +270,26 @@ class Paths:
         if core.datapath.relay_only:
             return
         for state in core.peers():
-            self._attempt(state, now)
+            self._attempt(state, core.settings.resolve_cache_seconds, now)
 
     def session_installed(self, state: PeerState, now: float) -> None:
         """A peer met by relay is tried directly before the next sweep."""
         if state.peer is not None and state.peer.relay and state.peer.last_heard_direct == 0.0:
-            later = now + self._core.settings.first_upgrade_seconds
-            self._core.timers.set(("first upgrade", state.node), later, lambda at: self._attempt(state, at))
+            settings = self._core.settings
+            self._core.timers.set(
+                ("first upgrade", state.node),
+                now + settings.first_upgrade_seconds,
+                lambda at: self._attempt(state, settings.resolve_cache_seconds, at),
+            )
 
-    def _attempt(self, state: PeerState, now: float) -> None:
+    def _attempt(self, state: PeerState, age: float, now: float) -> None:
+        """Try to get a relayed peer in use back to a direct path, at an address the registry gave `age` ago at most."""
         core, peer = self._core, state.peer
         if peer is None or not peer.relay or state.current is None or core.idle(peer, now):
             return
         if core.datapath.relay_only or ("upgrade", state.node) in core.timers:
             return
-        cached = self._cached(state.node, now, core.settings.resolve_cache_seconds)
+        cached = self._cached(state.node, now, age)
         if cached is not None:
             self._upgrade(state, peer, cached, now)
         else:
