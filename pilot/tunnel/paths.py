@@ -78,6 +78,7 @@ class Paths:
         elif unreachable:
             found = self._cached(node, now, self._core.settings.endpoint_seconds)
         wanted, state.upgrade_wanted = state.upgrade_wanted, False
+        searched, state.search_wanted = state.search_wanted, False
         if state.reset_pending:
             state.reset_pending = False
             self._set_out(state, state.peer, found, now)
@@ -86,10 +87,15 @@ class Paths:
                 self._set_out(state, state.peer, found, now)
             else:
                 self._core.hooks.contact_failed(node, failure or "the registry does not say where it is")
-        elif wanted and found is not None:
+        elif found is not None and (wanted or searched):
             if state.peer.relay and self._has_moved(state.peer, before, found):
                 state.peer.address = self._neighbour(found) or found.address
-            self._upgrade(state, state.peer, found, now)
+                state.search_attempts = self._core.settings.search_attempts
+            if wanted or state.search_attempts:
+                state.search_attempts = max(0, state.search_attempts - 1)
+                self._upgrade(state, state.peer, found, now)
+            elif found.address is not None and not found.relay_only:
+                self._punch(node, found.address, now)
 
     def _has_moved(self, peer: PeerLike, before: Resolved | None, found: Resolved) -> bool:
         """Whether the registry names another place than before; where it was not asked before, than it was heard at.
@@ -179,7 +185,9 @@ class Paths:
                 if peer is not None and (
                     peer.last_heard_direct == 0.0 or (peer.relay and peer.last_heard_direct < since)
                 ):
-                    peer.address = endpoint
+                    news, peer.address = peer.address != endpoint, endpoint
+                    if state is not None and news:
+                        self._sighted(state, peer, now)
                 return
 
     def _remember(self, node: int, found: Resolved, now: float) -> None:
@@ -257,10 +265,25 @@ class Paths:
             self._core.timers.set(("search", state.node), now + gap, lambda at: self._look(state, step, at))
 
     def _look(self, state: PeerState, step: int, now: float) -> None:
-        """One attempt of a search, with what the registry says now: who moved may not have told it before."""
-        if state.peer is not None and state.peer.relay:
-            self._attempt(state, self._core.settings.search_cache_seconds, now)
-            self._search_later(state, step + 1, now)
+        """Ask registry and beacon where the peer is now: who moved may not have told them before.
+
+        Only news lead to an attempt. On a path that is open one way the probes would arrive, and so keep the other end
+        from giving it up.
+        """
+        peer = state.peer
+        if peer is None or not peer.relay:
+            return
+        if self._may_attempt(state, peer, now):
+            peer.pinned = False
+            state.search_wanted = True
+            self._resolve(state)
+        self._search_later(state, step + 1, now)
+
+    def _sighted(self, state: PeerState, peer: PeerLike, now: float) -> None:
+        """The beacon hears a peer elsewhere than it was thought to be: if it is searched for, that is worth a try."""
+        if ("search", state.node) in self._core.timers and self._may_attempt(state, peer, now):
+            state.search_attempts = self._core.settings.search_attempts - 1
+            self._probe_direct(state, peer, 0, now)
 
     # ----------------------------------------------------------------------------------------- upgrade
 
@@ -270,26 +293,26 @@ class Paths:
         if core.datapath.relay_only:
             return
         for state in core.peers():
-            self._attempt(state, core.settings.resolve_cache_seconds, now)
+            self._attempt(state, now)
 
     def session_installed(self, state: PeerState, now: float) -> None:
         """A peer met by relay is tried directly before the next sweep."""
         if state.peer is not None and state.peer.relay and state.peer.last_heard_direct == 0.0:
-            settings = self._core.settings
-            self._core.timers.set(
-                ("first upgrade", state.node),
-                now + settings.first_upgrade_seconds,
-                lambda at: self._attempt(state, settings.resolve_cache_seconds, at),
-            )
+            later = now + self._core.settings.first_upgrade_seconds
+            self._core.timers.set(("first upgrade", state.node), later, lambda at: self._attempt(state, at))
 
-    def _attempt(self, state: PeerState, age: float, now: float) -> None:
-        """Try to get a relayed peer in use back to a direct path, at an address the registry gave `age` ago at most."""
-        core, peer = self._core, state.peer
-        if peer is None or not peer.relay or state.current is None or core.idle(peer, now):
+    def _may_attempt(self, state: PeerState, peer: PeerLike, now: float) -> bool:
+        """Whether the peer is relayed, in use, and no attempt under way; a relay-only node never makes one."""
+        core = self._core
+        if not peer.relay or state.current is None or core.idle(peer, now):
+            return False
+        return not core.datapath.relay_only and ("upgrade", state.node) not in core.timers
+
+    def _attempt(self, state: PeerState, now: float) -> None:
+        peer = state.peer
+        if peer is None or not self._may_attempt(state, peer, now):
             return
-        if core.datapath.relay_only or ("upgrade", state.node) in core.timers:
-            return
-        cached = self._cached(state.node, now, age)
+        cached = self._cached(state.node, now, self._core.settings.resolve_cache_seconds)
         if cached is not None:
             self._upgrade(state, peer, cached, now)
         else:

@@ -129,13 +129,13 @@ class TunnelSettings:
     first_upgrade_seconds: float = 1.0
     """The first of them to a peer met by relay: both ends have a session by then, and know where to punch."""
     search_seconds: tuple[float, ...] = (1.0, 3.0, 5.0, 6.0, 7.0, 8.0)
-    """Gaps between the attempts after a path died: beyond the 30 s in which a beacon keeps an old address."""
+    """Gaps between the looks for a peer whose path died: over the 30 s in which a beacon keeps an old address."""
     search_jitter_seconds: float = 0.5
     """A random part of this is added: both ends search, and beacons want 0.1 s between two punch requests."""
     search_spacing_seconds: float = 60.0
-    """Time between such searches for one peer; each attempt on a path that is open one way only may cost 8 s."""
-    search_cache_seconds: float = 2.0
-    """A resolve answer older than this is not used in a search."""
+    """Time between such searches for one peer."""
+    search_attempts: int = 3
+    """Attempts in a search after news of where the peer is: the other end may not have been ready for the first."""
     upgrade_probes: int = 5
     """Direct probes per attempt; three of them move the other end (wire.md 11.4)."""
     upgrade_spacing_seconds: float = 0.2

@@ -109,6 +109,9 @@ class PeerState:
     upgrade_wanted: bool = False
     search_after: float = 0.0
     """When the next search for a lost direct path may begin."""
+    search_wanted: bool = False
+    search_attempts: int = 0
+    """How many of the next looks are attempts: there was news of where the peer is."""
     rekey_after: float = 0.0
     rekey_spacing: float = 0.0
     rejects: int = 0

@@ -170,6 +170,30 @@ def test_a_beacon_that_keeps_the_old_address_for_half_a_minute(
     assert worst < STOCK_SECONDS
 
 
+@pytest.mark.parametrize("deaf", ["caller", "callee"])
+def test_a_search_does_not_keep_a_path_alive_that_is_open_one_way(deaf: str) -> None:
+    """Direct probes that arrive would keep the other end from giving up the path on which its own frames are lost."""
+
+    async def scenario(world: World) -> float:
+        a, b = world.machine(), world.machine(nat=NatType.FULL_CONE)
+        await a.start()
+        await b.start()
+        async with b.node.serve(1000, echo), await a.node.dial(b.node.address, 1000) as stream:
+            for _ in range(20):
+                await stream.write(bytes(2000))
+                await stream.readexactly(2000)
+                await asyncio.sleep(IN_USE_SECONDS)
+            speaker, listener = (b, a) if deaf == "caller" else (a, b)
+            world.network.link(speaker.host, listener.host).loss = 1.0
+            start = world.loop.time()
+            await stream.write(bytes(2000))
+            await stream.readexactly(2000)
+            return world.loop.time() - start
+
+    # The end that hears everything goes on until the other one's first frame by relay after 8 s; and a retransmission.
+    assert simulate(1, scenario) < 20.0
+
+
 def test_the_registry_hears_of_a_local_change_at_once() -> None:
     """Over a new connection, and with the new address: not that which the beacon saw before."""
 
