@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import logging
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pilot._fast.errors import ClosedError, PeerNotFoundError, PilotError, RegistryError
 from pilot._fast.netaddr import normalise
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pilot.tunnel import Tunnel
 
 __all__ = ["Hooks", "literal_address"]
+
+LOCATION_SECONDS: Final = 1.0
+"""An answer this young saves the tunnel's question: the dial has just asked the same."""
 
 _log = logging.getLogger("pilot.node")
 
@@ -73,6 +76,7 @@ class Hooks:
 
     def address_changed(self, reason: str, previous: str, current: str, peers_notified: int) -> None:
         """Tells the registry the new address, and then whoever subscribed."""
+        self.directory.reconnect()
         _log.info("own address changed from %s to %s (%s), %d peers told", previous, current, reason, peers_notified)
         payload: dict[str, object] = {
             "reason": reason,
@@ -108,7 +112,8 @@ class Hooks:
 
     async def _resolve(self, node: int) -> None:
         try:
-            location = await self.directory.locate(node)
+            # The tunnel has a cache of its own: when it asks, it wants to know where the node is by now.
+            location = await self.directory.locate(node, max_age=LOCATION_SECONDS)
             address = await literal_address(location.endpoint) if location.endpoint else None
             found = Resolved(address, location.lan_addrs, location.relay_only)
         except PilotError as error:

@@ -88,25 +88,25 @@ class VirtualPort(DatagramPort):
 
     def __init__(self, host: Host, port: int) -> None:
         self.host = host
-        self._address = (host.address, port)
+        self._port = port
         self.closed = False
         host.bind(port, self._received, self._batch_end)
 
     @property
     def address(self) -> Address:
-        """The address on the host itself, before any NAT."""
-        return self._address
+        """The address on the host itself, before any NAT. Like a socket bound to no address, it moves with the host."""
+        return self.host.address, self._port
 
     def send_datagram(self, data: bytes, address: Address) -> None:
         """Sends one datagram. Raises `OSError` (`EMSGSIZE`) when the link does not take one so long."""
         if not self.closed:
-            self.host.send(data, self._address[1], address)
+            self.host.send(data, self._port, address)
 
     def close(self) -> None:
         """Frees the address; what is under way to it is lost. May be repeated."""
         if not self.closed:
             self.closed = True
-            self.host.release(self._address[1])
+            self.host.release(self._port)
 
     def _received(self, data: bytes, source: Address) -> None:
         self.deliver(data, source, self.host.clock(), last=False)
@@ -195,25 +195,57 @@ class Network:
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._sum = hashlib.blake2b(digest_size=16)
-        self._answers: dict[Address, tuple[str, Answer]] = {}
+        self._answers: dict[Address, tuple[Host, Answer]] = {}
         self._connections: list[Connection] = []
+        self._hosts_numbered = self._nats_numbered = 0
         loop.connect = self._connect
 
     # ---------------------------------------------------------------------------------------- who there is
 
     def nat(self, kind: NatType, **options: Any) -> Nat:
         """A new NAT box with a public address of its own."""
-        box = Nat(f"203.0.113.{len(self.nats) + 1}", kind, self.loop.time, **options)
+        box = Nat(self._nat_address(), kind, self.loop.time, **options)
         self.nats[box.host] = box
         return box
 
     def host(self, *, nat: Nat | None = None) -> Host:
         """A new machine: with a public address, or with a private one behind `nat`."""
-        number = len(self.hosts) + 1
-        place = f"{number >> 8}.{number & 255}"
-        host = Host(self, f"10.0.{place}" if nat is not None else f"198.18.{place}", nat)
+        host = Host(self, self._host_address(private=nat is not None), nat)
         self.hosts[host.address] = host
         return host
+
+    def move(self, what: Host | Nat) -> None:
+        """A host, or a NAT box on its outer side, has another address from one moment to the next.
+
+        Datagram ports go on there, and links stay as they are. What is under way to the old address is lost; a
+        connection made from it stalls and later breaks. A box forgets its mappings.
+        """
+        if isinstance(what, Nat):
+            before, after = what.host, self._nat_address()
+            self.nats[after] = self.nats.pop(before)
+            what.host = after
+            what.reboot()
+        else:
+            before, after = what.address, self._host_address(private=what.nat is not None)
+            self.hosts[after] = self.hosts.pop(before)
+            what.address = after
+        for old in [ends for ends in self._links if before in ends]:
+            source, target = (after if end == before else end for end in old)
+            self._links[source, target] = self._links.pop(old)
+        if before in self._side:
+            self._side[after] = self._side.pop(before)
+        if before in self._dark:
+            self._dark.remove(before)
+            self._dark.add(after)
+
+    def _host_address(self, *, private: bool) -> str:
+        self._hosts_numbered += 1
+        place = f"{self._hosts_numbered >> 8}.{self._hosts_numbered & 255}"
+        return f"10.0.{place}" if private else f"198.18.{place}"
+
+    def _nat_address(self) -> str:
+        self._nats_numbered += 1
+        return f"203.0.113.{self._nats_numbered}"
 
     def link(self, source: Host, target: Host) -> Link:
         """The link in this direction; change its fields as you like, at any time."""
@@ -334,7 +366,7 @@ class Network:
 
         One port serves one caller: an asyncio connection does not say from which virtual host it was made.
         """
-        self._answers[server.address, port] = caller.address, answer
+        self._answers[server.address, port] = caller, answer
 
     def unlisten(self, server: Host, port: int) -> None:
         """Refuses connections to `port` from now on and breaks the open ones."""
@@ -356,15 +388,18 @@ class Network:
         if answer is None:
             raise ConnectionRefusedError(errno.ECONNREFUSED, f"nobody listens at {host}:{port}")
         caller, make = answer
-        if self._cut(caller, host):
+        inside, public = caller.address, caller.public
+        if self._cut(inside, host):
             raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
         self._prune()
-        source = (self.hosts[caller].public, 30_000 + len(self._connections))
+        source = (public, 30_000 + len(self._connections))
         assert isinstance(protocol, asyncio.Protocol)
-        link = self._link(caller, host)
-        connection = connect(
-            self.loop, (host, port), protocol, make(source), source, link.delay, lambda: self._cut(caller, host)
-        )
+
+        def cut() -> bool:
+            return (caller.address, caller.public) != (inside, public) or self._cut(inside, host)
+
+        delay = self._link(inside, host).delay
+        connection = connect(self.loop, (host, port), protocol, make(source), source, delay, cut)
         self._connections.append(connection)
         return connection.caller
 

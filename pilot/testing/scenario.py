@@ -19,6 +19,8 @@ __all__ = ["play"]
 
 TROUBLE_SECONDS: Final = 12.0
 """Trouble begins within this time."""
+MOVES: Final = 0.2
+"""Share of troubled worlds in which somebody moves."""
 RECORDED: Final = 64
 """Datagrams an attacker remembers."""
 
@@ -39,6 +41,11 @@ async def play(world: World, tags: list[str]) -> None:
             tags.append(name)
             at = random.uniform(0.0, TROUBLE_SECONDS)
             tasks.append(asyncio.create_task(_later(at, TROUBLES[name], world, traffic, random)))
+        # From a source of its own: the seeds that once found something have to stay what they were.
+        apart = Random(f"moves {world.seed}")
+        if apart.random() < MOVES:
+            tags.append("move")
+            tasks.append(asyncio.create_task(_later(apart.uniform(0.0, TROUBLE_SECONDS), _move, world, traffic, apart)))
     world.story = f"{len(machines)} machines, {len(traffic.conversations)} streams, {', '.join(tags)}"
     while pending := [task for task in tasks if not task.done()]:
         await asyncio.wait(pending)
@@ -217,6 +224,14 @@ async def _nat_reboot(world: World, traffic: Traffic, random: Random) -> None:
     """Every NAT box loses its mappings."""
     for box in world.network.nats.values():
         box.reboot()
+
+
+async def _move(world: World, traffic: Traffic, random: Random) -> None:
+    """Machines and NAT boxes get other addresses, one or a few."""
+    places = [machine.host.nat or machine.host for machine in world.machines]
+    for _ in range(random.choice((1, 1, 2, 3))):
+        world.network.move(random.choice(places))
+        await asyncio.sleep(random.uniform(0.0, 40.0))
 
 
 async def _clock(world: World, traffic: Traffic, random: Random) -> None:

@@ -109,18 +109,26 @@ class OwnAddress:
         baseline.not_before = now + baseline.spacing
         previous, baseline.announced = baseline.announced, baseline.current
         self._recovered_at = now
+        if baseline is self._local:
+            # What the beacon saw was the old one. Until it is asked, the local one is announced.
+            self._observed.current, self._observed.announced = "", baseline.current
+            self._candidate, self._confirmed_at = "", now - settings.confirm_seconds
         self.discover(now)
         notified = self._ping_peers(None, now)
         for delay in settings.recovery_ping_seconds:
             core.timers.set(("recovery ping", delay), now + delay, lambda at: self._ping_again(now, at))
-        core.timers.set("recovery discover", now + settings.recovery_discover_seconds, self.discover)
+        for delay in settings.recovery_discover_seconds:
+            core.timers.set(("recovery discover", delay), now + delay, self.discover)
         core.hooks.address_changed(baseline.reason, previous, baseline.current, notified)
 
     def _ping_again(self, recovered_at: float, now: float) -> None:
         self._ping_peers(recovered_at, now)
 
     def _ping_peers(self, unheard_since: float | None, now: float) -> int:
-        """One direct ping to every peer with a session and an address, or to those not heard directly since then."""
+        """One direct ping to every peer with a session and an address, or to those not heard directly since then.
+
+        The beacon is asked to introduce us as well: a NAT that lets in only whom its node has written to is opened.
+        """
         core = self._core
         if core.datapath.relay_only:
             return 0
@@ -130,5 +138,9 @@ class OwnAddress:
             if peer is None or state.current is None or peer.address is None:
                 continue
             if unheard_since is None or peer.last_heard_direct <= unheard_since:
+                if core.datapath.beacon is not None:
+                    core.datapath.send_frame(
+                        beacon.encode_punch_request(core.own_node, peer.node), core.datapath.beacon
+                    )
                 count += core.datapath.send_control(peer, 0, 0, 0, 0, PATH_PROBE, now, direct=True)
         return count

@@ -43,7 +43,7 @@ class Beacons:
         settings = self._core.settings
         self._announce(now, always=True)
         jitter = self._core.random.random() * settings.discover_jitter_seconds
-        self._core.timers.set("discover", now + settings.discover_seconds + jitter, self._periodic)
+        self._core.timers.set("discover", now + settings.discover_seconds - jitter, self._periodic)
 
     def select(self, configured: list[Address], discovered: list[Address], now: float) -> None:
         """Pick one beacon by the hash of the own key; announce the node to it if it is another one than before."""
@@ -82,7 +82,7 @@ class Beacons:
     def _announce(self, now: float, *, always: bool) -> None:
         """Discover; once more shortly after (`always`), and ever more slowly while the beacon has not answered.
 
-        Until the beacon knows this node nobody reaches it behind a NAT, and the next periodic Discover is a minute off.
+        Until the beacon knows this node nobody reaches it behind a NAT.
         """
         self._address.answered = False
         self._address.discover(now)

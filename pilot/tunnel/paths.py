@@ -78,6 +78,7 @@ class Paths:
         elif unreachable:
             found = self._cached(node, now, self._core.settings.endpoint_seconds)
         wanted, state.upgrade_wanted = state.upgrade_wanted, False
+        searched, state.search_wanted = state.search_wanted, False
         if state.reset_pending:
             state.reset_pending = False
             self._set_out(state, state.peer, found, now)
@@ -86,10 +87,26 @@ class Paths:
                 self._set_out(state, state.peer, found, now)
             else:
                 self._core.hooks.contact_failed(node, failure or "the registry does not say where it is")
-        elif wanted and found is not None:
-            if before is not None and before.address != found.address and state.peer.relay:
-                state.peer.address = self._neighbour(found) or found.address  # it has moved
-            self._upgrade(state, state.peer, found, now)
+        elif found is not None and (wanted or searched):
+            if state.peer.relay and self._has_moved(state.peer, before, found):
+                state.peer.address = self._neighbour(found) or found.address
+                state.search_attempts = self._core.settings.search_attempts
+            if wanted or state.search_attempts:
+                state.search_attempts = max(0, state.search_attempts - 1)
+                self._upgrade(state, state.peer, found, now)
+            elif found.address is not None and not found.relay_only:
+                self._punch(node, found.address, now)
+
+    def _has_moved(self, peer: PeerLike, before: Resolved | None, found: Resolved) -> bool:
+        """Whether the registry names another place than before; where it was not asked before, than it was heard at.
+
+        Heard from, only the host tells: behind a NAT another port than the registered one is the right one.
+        """
+        if found.address is None or found.relay_only:
+            return False
+        if before is not None:
+            return before.address != found.address
+        return peer.address is not None and peer.address[0] != found.address[0]
 
     def forget(self, node: int) -> None:
         """The peer is about to be removed; its endpoint stays cached for a registry outage."""
@@ -168,7 +185,9 @@ class Paths:
                 if peer is not None and (
                     peer.last_heard_direct == 0.0 or (peer.relay and peer.last_heard_direct < since)
                 ):
-                    peer.address = endpoint
+                    news, peer.address = peer.address != endpoint, endpoint
+                    if state is not None and news:
+                        self._sighted(state, peer, now)
                 return
 
     def _remember(self, node: int, found: Resolved, now: float) -> None:
@@ -191,11 +210,7 @@ class Paths:
             self._exchange.restart_attempts(state)
             later = now + self._core.settings.call_over_seconds
             self._core.timers.set(("call over", state.node), later, lambda at: self._call_over(state, at))
-            # One of the two may have another public address now: ask for ours, and for the peer's before the next try.
-            self._doubted(now)
-            if state.node in self._endpoints:
-                found, at = self._endpoints[state.node]
-                self._endpoints[state.node] = found, min(at, now - self._core.settings.resolve_cache_seconds)
+            self._search(state, now)
         self._moved(state, now)
 
     def send_failed(self, state: PeerState, peer: PeerLike, error: int, now: float) -> None:
@@ -209,11 +224,14 @@ class Paths:
         if state.send_errors >= self._core.settings.send_errors and self._core.flag_relay(peer, pinned=True):
             state.send_errors = 0
             self._exchange.restart_attempts(state)
+            self._search(state, now)
             self._moved(state, now)
 
     def dial_needs_relay(self, state: PeerState, peer: PeerLike, now: float) -> bool:
         """A SYN went unanswered three times: relay from here, if there is one; whether frames go by relay now."""
         if not peer.relay and self._core.flag_relay(peer, pinned=False):
+            if peer.last_heard_direct > 0.0:
+                self._search(state, now)
             self._moved(state, now)
         return peer.relay
 
@@ -227,6 +245,45 @@ class Paths:
         if peer is None or not peer.relay or peer.last_heard > now - self._core.settings.call_over_seconds:
             return
         self._exchange.rekey(state, now)
+
+    # ------------------------------------------------------------------------------------------ search
+
+    def _search(self, state: PeerState, now: float) -> None:
+        """A direct path has died. One of the two may be elsewhere now: ask where we are, and soon where the peer is."""
+        self._doubted(now)
+        if state.node in self._endpoints:
+            found, at = self._endpoints[state.node]
+            self._endpoints[state.node] = found, min(at, now - self._core.settings.resolve_cache_seconds)
+        if now >= state.search_after:
+            state.search_after = now + self._core.settings.search_spacing_seconds
+            self._search_later(state, 0, now)
+
+    def _search_later(self, state: PeerState, step: int, now: float) -> None:
+        settings = self._core.settings
+        if step < len(settings.search_seconds):
+            gap = settings.search_seconds[step] + self._core.random.random() * settings.search_jitter_seconds
+            self._core.timers.set(("search", state.node), now + gap, lambda at: self._look(state, step, at))
+
+    def _look(self, state: PeerState, step: int, now: float) -> None:
+        """Ask registry and beacon where the peer is now: who moved may not have told them before.
+
+        Only news lead to an attempt. On a path that is open one way the probes would arrive, and so keep the other end
+        from giving it up.
+        """
+        peer = state.peer
+        if peer is None or not peer.relay:
+            return
+        if self._may_attempt(state, peer, now):
+            peer.pinned = False
+            state.search_wanted = True
+            self._resolve(state)
+        self._search_later(state, step + 1, now)
+
+    def _sighted(self, state: PeerState, peer: PeerLike, now: float) -> None:
+        """The beacon hears a peer elsewhere than it was thought to be: if it is searched for, that is worth a try."""
+        if ("search", state.node) in self._core.timers and self._may_attempt(state, peer, now):
+            state.search_attempts = self._core.settings.search_attempts - 1
+            self._probe_direct(state, peer, 0, now)
 
     # ----------------------------------------------------------------------------------------- upgrade
 
@@ -244,13 +301,18 @@ class Paths:
             later = now + self._core.settings.first_upgrade_seconds
             self._core.timers.set(("first upgrade", state.node), later, lambda at: self._attempt(state, at))
 
+    def _may_attempt(self, state: PeerState, peer: PeerLike, now: float) -> bool:
+        """Whether the peer is relayed, in use, and no attempt under way; a relay-only node never makes one."""
+        core = self._core
+        if not peer.relay or state.current is None or core.idle(peer, now):
+            return False
+        return not core.datapath.relay_only and ("upgrade", state.node) not in core.timers
+
     def _attempt(self, state: PeerState, now: float) -> None:
-        core, peer = self._core, state.peer
-        if peer is None or not peer.relay or state.current is None or core.idle(peer, now):
+        peer = state.peer
+        if peer is None or not self._may_attempt(state, peer, now):
             return
-        if core.datapath.relay_only or ("upgrade", state.node) in core.timers:
-            return
-        cached = self._cached(state.node, now, core.settings.resolve_cache_seconds)
+        cached = self._cached(state.node, now, self._core.settings.resolve_cache_seconds)
         if cached is not None:
             self._upgrade(state, peer, cached, now)
         else:

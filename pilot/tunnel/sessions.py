@@ -111,7 +111,7 @@ class Sessions:
         # A margin beyond the trial: its timer, not the datapath, decides when the old session is gone.
         keep = settings.keep_previous_seconds + TRIAL_MARGIN_SECONDS
         until = now + settings.keep_previous_seconds
-        trial = state.trial = Trial(slot, old, now, until, old.session.received, old_address)
+        trial = state.trial = Trial(slot, old, now, until, old.session.received, old_address, peer.address)
         self._core.watch(state, "trial", True)
         self._core.timers.set(("trial", state.node), until, lambda at: self._expire(state, at))
         # Frames that arrived before their key are opened inside this call, and one of them may be the proof.
@@ -143,7 +143,9 @@ class Sessions:
         if trial is None or peer is None or state.current is not trial.fresh:
             return
         settings = self._core.settings
-        if trial.old_address is not None and peer.last_heard_direct <= trial.since:
+        # Not if it was heard where it is taken to be now, or the registry has named another place meanwhile.
+        untouched = peer.last_heard_direct <= trial.since and peer.address == trial.fresh_address
+        if trial.old_address is not None and untouched:
             peer.address = trial.old_address
         state.current = trial.old
         keep = settings.keep_unproved_seconds

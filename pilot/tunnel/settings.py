@@ -128,6 +128,14 @@ class TunnelSettings:
     """Time between attempts to get a relayed peer back to a direct path (wire.md 11.4)."""
     first_upgrade_seconds: float = 1.0
     """The first of them to a peer met by relay: both ends have a session by then, and know where to punch."""
+    search_seconds: tuple[float, ...] = (1.0, 3.0, 5.0, 6.0, 7.0, 8.0)
+    """Gaps between the looks for a peer whose path died: over the 30 s in which a beacon keeps an old address."""
+    search_jitter_seconds: float = 0.5
+    """A random part of this is added: both ends search, and beacons want 0.1 s between two punch requests."""
+    search_spacing_seconds: float = 60.0
+    """Time between such searches for one peer."""
+    search_attempts: int = 3
+    """Attempts in a search after news of where the peer is: the other end may not have been ready for the first."""
     upgrade_probes: int = 5
     """Direct probes per attempt; three of them move the other end (wire.md 11.4)."""
     upgrade_spacing_seconds: float = 0.2
@@ -160,12 +168,13 @@ class TunnelSettings:
     """How often that is looked at (wire.md 12.7)."""
 
     # Beacon (wire.md 12.4, 12.5)
-    discover_seconds: float = 60.0
-    """Time between Discovers (wire.md 12.4)."""
+    discover_seconds: float = 25.0
+    """Time between Discovers. 1.18.0 waits 60 s (wire.md 12.4), but a router may forget a quiet mapping after 30 s, as
+    Linux does, and then nothing that is relayed comes in."""
     discover_again_seconds: float = 1.6
     """The second Discover after a registration: the first may have been lost (wire.md 12.4)."""
     discover_jitter_seconds: float = 5.0
-    """The periodic ones start after a random part of this, so that a fleet does not march in step (wire.md 12.4)."""
+    """The first one comes earlier by a random part of this, so that a fleet does not march in step (wire.md 12.4)."""
     reply_seconds: float = 2.0
     """A DiscoverReply later than this after the Discover is not believed (wire.md 12.5)."""
     confirm_seconds: float = 30.0
@@ -184,8 +193,8 @@ class TunnelSettings:
     """Where the doubling of that time ends (wire.md 12.5)."""
     recovery_ping_seconds: tuple[float, ...] = (1.0, 3.0)
     """When peers not heard since are pinged again from the new address (wire.md 12.5)."""
-    recovery_discover_seconds: float = 31.0
-    """The late Discover of a recovery: beacons take one address update per 30 s (wire.md 12.5)."""
+    recovery_discover_seconds: tuple[float, ...] = (6.0, 12.0, 18.0, 24.0, 31.0)
+    """Discovers after a recovery: beacons take one address update per 30 s, and when is not known (wire.md 12.5)."""
 
     # Path MTU
     probe_mtu: bool = True

@@ -51,6 +51,8 @@ class Trial:
     """When it ends without proof; the datapath keeps the receiving session a little longer."""
     old_received: int
     old_address: Address | None
+    fresh_address: Address | None
+    """Where the peer was taken to be when the new session was installed."""
     pings: int = 0
 
 
@@ -105,6 +107,11 @@ class PeerState:
     resolving: bool = False
     reset_pending: bool = False
     upgrade_wanted: bool = False
+    search_after: float = 0.0
+    """When the next search for a lost direct path may begin."""
+    search_wanted: bool = False
+    search_attempts: int = 0
+    """How many of the next looks are attempts: there was news of where the peer is."""
     rekey_after: float = 0.0
     rekey_spacing: float = 0.0
     rejects: int = 0
@@ -240,5 +247,5 @@ class Core:
             _log.warning(message, argument)
 
 
-PEER_TIMERS = ("exchange", "proof", "trial", "upgrade", "first upgrade", "mtu", "call over")
+PEER_TIMERS = ("exchange", "proof", "trial", "upgrade", "first upgrade", "search", "mtu", "call over")
 """Names of the timers a peer may have: ("exchange", node) and so on."""

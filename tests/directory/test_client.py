@@ -98,6 +98,23 @@ async def test_a_request_without_an_answer_is_repeated_once(fake: ScriptedRegist
     await client.close()
 
 
+async def test_a_reconnect_repeats_requests_under_way_and_opens_new_connections(fake: ScriptedRegistry) -> None:
+    """A connection from a former address is silent: nobody waits for its time limit, which is half a minute."""
+    fake.answers["ping"] = [None, PONG]
+    client = fake.client()
+    stuck = asyncio.create_task(client.request(PING))
+    await fake.asked("ping")
+    client.reconnect()
+    assert await stuck == PONG
+    assert fake.used == [0, 1]
+    for _ in range(3):
+        await client.request(PING)
+    client.reconnect()
+    await client.request(PING)
+    assert fake.used == [0, 1, 2, 3, 4, 5]
+    await client.close()
+
+
 async def test_a_second_failure_is_reported(fake: ScriptedRegistry) -> None:
     fake.answers["ping"] = ConnectionError()
     client = fake.client()

@@ -56,7 +56,8 @@ def unavailable_reason() -> str | None:
 
 def rules(kind: str, public: str, local: str, port: int = 0) -> str:
     """The router's rules; `port`: the public port of its only host, 0 for the local one."""
-    back = f"udp dport {port or FORWARDED} dnat to {local}:{FORWARDED}"
+    # The neighbours go on delivering to an address the router had a moment ago.
+    back = f"ip daddr {public} udp dport {port or FORWARDED} dnat to {local}:{FORWARDED}"
     found = {"SETS": "", "PRE": "", "POST": "oifname out masquerade", "CONTACTED": ""}
     if kind == "symmetric":
         found["POST"] += " fully-random"

@@ -44,9 +44,15 @@ def test_many_more_random_worlds() -> None:
 def test_every_condition_comes_up() -> None:
     runs = [run_one(seed) for seed in range(60)]
     conditions = summary(runs, 0.0)["conditions"]
-    assert set(TROUBLES) | {"calm", "trouble", "link loss", "link mtu", "nat symmetric", "nat full cone"} <= set(
-        conditions
-    )
+    assert set(TROUBLES) | {
+        "move",
+        "calm",
+        "trouble",
+        "link loss",
+        "link mtu",
+        "nat symmetric",
+        "nat full cone",
+    } <= set(conditions)
 
 
 def test_two_processes_give_the_same_digest_as_one() -> None:

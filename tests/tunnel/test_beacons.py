@@ -66,8 +66,8 @@ def test_discover_schedule() -> None:
     assert times[0] == 0
     assert 1.6 in [pytest.approx(at) for at in times]
     periodic = [at for at in times if at > 2]
-    assert 60 <= periodic[0] <= 65
-    assert [later - earlier for earlier, later in pairwise(periodic)] == pytest.approx([60, 60])
+    assert 20 <= periodic[0] <= 25
+    assert [later - earlier for earlier, later in pairwise(periodic)] == pytest.approx([25] * 6)
 
 
 def test_another_beacon_is_told_at_once() -> None:
@@ -239,8 +239,28 @@ def test_a_changed_local_address_is_told_to_everybody() -> None:
     assert host.addresses_changed == [("local_address", "198.51.100.1", "198.51.100.77", 1)]
     network.run(32.0)
     sent = [(round(at - start), data) for at, source, target, data in network.log if source == host.address]
-    assert [at for at, data in sent if data[:1] == b"\1" and at >= 0][:2] == [0, 31]
+    discovers = [at for at, data in sent if data[:1] == b"\1" and at >= 0]
+    assert {0, 6, 12, 18, 24, 31} <= set(discovers)
+    assert [at for at, data in sent if data[:1] == b"\3" and at >= 0][:3] == [0, 1, 3]
     assert [at for at, data in sent if data[:4] == b"PILS" and at >= 0][:3] == [0, 1, 3]
+
+
+def test_what_the_beacon_saw_before_a_local_change_is_forgotten_and_asked_anew() -> None:
+    """Else the former address would be registered again."""
+    network = Network()
+    host, _ = network.pair()
+    network.run(5.0)
+    host.tunnel.local_address("198.51.100.1", network.now)
+    assert host.tunnel.observed_host == "198.51.100.1"
+    host.tunnel.local_address("192.168.7.7", network.now)
+    assert host.tunnel.observed_host == ""
+    network.run(0.5)
+    assert host.tunnel.observed_host == "198.51.100.1"
+    network.run(11.0)
+    assert [change[:3] for change in host.addresses_changed] == [
+        ("local_address", "198.51.100.1", "192.168.7.7"),
+        ("observed_endpoint", "192.168.7.7", "198.51.100.1"),
+    ]
 
 
 def test_peers_that_were_heard_are_not_pinged_again() -> None:
@@ -305,12 +325,15 @@ def test_a_beacon_that_does_not_answer_is_asked_ever_more_slowly() -> None:
     host = network.host(1)
     network.beacon = False
     network.run(58.0)
-    assert discovers(network, host, start) == [0.0, 1.6, 4.8, 11.2, 24.0, 49.6]
+    times = discovers(network, host, start)
+    assert [at for at in times if at < 12] == [0.0, 1.6, 4.8, 11.2]
+    assert 24.0 in times
+    assert len(times) == 7  # two periodic ones
     network.beacon = True
     network.run(60.0)
     back = network.now
-    network.run(60.0)
-    assert len(discovers(network, host, back)) == 1
+    network.run(75.0)
+    assert len(discovers(network, host, back)) == 3
 
 
 def test_the_first_answer_ends_the_repeats() -> None:
@@ -323,4 +346,4 @@ def test_the_first_answer_ends_the_repeats() -> None:
     network.run(50.0)
     times = discovers(network, host, start)
     assert times[:3] == [0.0, 1.6, 4.8]
-    assert all(at < 7.0 for at in times)
+    assert all(at < 7.0 or at >= 20.0 for at in times)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+from itertools import pairwise
 
 import pytest
 
 from pilot.protocol import beacon
 from pilot.tunnel import Resolved, TunnelSettings
-from tests.tunnel.fakes import BEACON, Address, Network, kinds
+from tests.tunnel.fakes import BEACON, Address, Host, Network, kinds
 from tests.tunnel.probe import met, node_and_probe
 
 QUIET = TunnelSettings(probe_mtu=False)
@@ -279,6 +280,73 @@ def test_a_path_that_died_makes_both_ends_ask_for_addresses() -> None:
     network.run(16.0)
     assert a.peer(b).address == moved
     assert moved in {target for target, _ in network.sent(a, start)}
+
+
+def died(network: Network, a: Host, b: Host) -> float:
+    """Takes the direct way from both, until `a` has given it up; when that was."""
+    network.drop = lambda data, source, target: BEACON not in (source, target)
+    while not a.peer(b).relay:
+        a.send(b)
+        b.send(a)
+        network.run(0.5)
+    return network.now
+
+
+def test_a_path_that_died_is_searched_for_soon_and_with_fresh_answers() -> None:
+    network = Network()
+    a, b = network.pair()
+    start = died(network, a, b)
+    asked: list[float] = []
+    a.resolve = lambda node: asked.append(network.now - start) or Host.resolve(a, node)
+    network.run(34.0)
+    assert asked[0] < 1.5
+    assert asked[-1] > 28.0
+    assert max(later - before for before, later in pairwise(asked)) < 9.0
+    assert 5 <= len(asked) <= 6  # not while the sweep's attempt is under way
+    network.run(66.0)
+    assert len([at for at in asked if at > 34]) <= 1  # once a minute from then on
+
+
+def test_a_search_ends_with_the_direct_path_and_is_not_repeated_at_once() -> None:
+    """On a path that is open one way only each attempt may cost 8 s."""
+    network = Network()
+    a, b = network.pair()
+    died(network, a, b)
+    network.drop = lambda data, source, target: False
+    for _ in range(12):
+        a.send(b)
+        b.send(a)
+        network.run(0.5)
+    assert not a.peer(b).relay
+    start = network.now
+    network.run(10.0)
+    assert "punch request" not in kinds(network.sent(a, start))
+    start = died(network, a, b)
+    network.run(9.0)
+    assert kinds(network.sent(a, start)).count("punch request") <= 1  # the sweep's
+
+
+def test_a_peer_that_was_never_looked_up_is_found_where_the_registry_says_it_is_now() -> None:
+    """The callee has only heard the caller; the beacon says nothing here."""
+    network = Network()
+    a, b = network.pair()
+    b.tunnel._paths._endpoints.clear()
+    moved = ("203.0.113.200", 4000)
+    network.registry[1].found = Resolved(moved)
+    start = died(network, b, a)
+    network.run(2.5)
+    assert b.peer(a).address == moved
+    assert "PILS" in kinds([sent for sent in network.sent(b, start) if sent[0] == moved])
+
+
+def test_another_registered_port_does_not_move_a_peer_that_was_heard() -> None:
+    network = Network()
+    a, b = network.pair()
+    b.tunnel._paths._endpoints.clear()
+    network.registry[1].found = Resolved((a.address[0], 9))
+    died(network, b, a)
+    network.run(2.5)
+    assert b.peer(a).address == a.address
 
 
 class Translated(Network):

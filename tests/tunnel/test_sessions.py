@@ -88,6 +88,25 @@ def test_a_forgotten_old_key_does_not_cut_a_live_session() -> None:
     assert [at for at in (start + 0.25 * n for n in range(40)) if b"%.2f" % at not in b.received()] == []
 
 
+@pytest.mark.parametrize("named", [None, ("203.0.113.99", 4000)])
+def test_a_step_back_leaves_an_address_the_registry_has_named_meanwhile(named: tuple[str, int] | None) -> None:
+    """Both by relay; the new key comes from the attacker's address, and does not hold."""
+    network = Network()
+    a, b, old = amnesiac(network)
+    network.drop = lambda data, source, target: source in (a.address, b.address) and target in (a.address, b.address)
+    for host, other in ((a, b), (b, a)):
+        host.peer(other).relay = True
+    replay(network, old, b)
+    network.run(0.05)
+    assert b.tunnel._core.get(a.node).trial is not None
+    assert b.peer(a).address == ATTACKER
+    if named is not None:
+        b.peer(a).address = named
+    chatter(network, a, b, 3.0)
+    assert b.tunnel.counters["session_stepped_back"] == 1
+    assert b.peer(a).address == (named or a.address)
+
+
 def test_the_same_old_key_again_and_again_does_no_more() -> None:
     network = Network()
     a, b, old = amnesiac(network)

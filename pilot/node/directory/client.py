@@ -260,6 +260,14 @@ class RegistryClient:
             "check that a pilot registry listens there and whether it expects TLS"
         )
 
+    def reconnect(self) -> None:
+        """Gives every connection up: requests under way are repeated on new ones, later ones open theirs.
+
+        For a host whose address has changed: what it sends from the former one goes nowhere, and no error tells.
+        """
+        for slot in self._slots:
+            slot.abort()
+
     async def close(self) -> None:
         """Closes all connections; requests under way raise `ClosedError`. Nothing is sent. May be repeated."""
         if self._closed:

@@ -210,6 +210,10 @@ class Directory(NetworkCalls):
             self._quiet.warning("reregister", "registering again at %s: %s", self.address, reason)
             self._wanted.set()
 
+    def reconnect(self) -> None:
+        """Has the registry asked over new connections from now on, open questions included: the own address changed."""
+        self._client.reconnect()
+
     async def heartbeat(self) -> None:
         """Tells the registry that this node lives; the background task does so every minute.
 
