@@ -36,8 +36,9 @@ Node: TypeAlias = "bool | str | Number | Object | list[Any] | None"
 """What a JSON text consists of."""
 
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
-_STRING: Final = re.compile(r'"((?:[^"\\\x00-\x1f]++|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*+)"')
-_STRING_START: Final = re.compile(r'"(?:[^"\\\x00-\x1f]++|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*+')
+# Possessive only where a single character class repeats: of groups Python before 3.11.5 may not take the last one back.
+_STRING: Final = re.compile(r'"((?:[^"\\\x00-\x1f]++|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*)"')
+_STRING_START: Final = re.compile(r'"(?:[^"\\\x00-\x1f]++|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*')
 _HEX: Final = re.compile(r"[0-9a-fA-F]{0,4}")
 _INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _DIGITS: Final = re.compile(r"[0-9]+")

@@ -167,7 +167,7 @@ def _from_base64(run: Run, value: Any) -> str:
     return from_utf8(base64.b64decode(raw))
 
 
-_BASE64 = re.compile(rb"(?:(?:[\r\n]*+[A-Za-z0-9+/]){4})*+")
+_BASE64 = re.compile(rb"(?:(?:[\r\n]*+[A-Za-z0-9+/]){4})*")
 _BASE64_END = re.compile(rb"(?:[\r\n]*[A-Za-z0-9+/]){2}[\r\n]*(?:[A-Za-z0-9+/][\r\n]*=|=[\r\n]*=)[\r\n]*")
 
 
