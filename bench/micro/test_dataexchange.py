@@ -1,7 +1,8 @@
 """A file through the data exchange beside the same bytes through a stream alone, both ends in one process (bench).
 
 `stream` writes and discards; `dataexchange` reads a file, hashes, writes and verifies it as well, with the sender's own
-hash before the transfer left out. Files are in memory (/dev/shm) where there is that, so no disk is measured.
+hash before the transfer left out. The file that is sent is in the system's cache after that; what is received is in
+memory (/dev/shm) where there is that, so no disk is measured.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ LOOPBACK = {"public": True, "listen": "127.0.0.1:0"}
 class Pair:
     """Two nodes, the second with a sink and a data exchange."""
 
-    def __init__(self, source: pilot.Node, target: pilot.Node, directory: Path) -> None:
+    def __init__(self, source: pilot.Node, target: pilot.Node, file: Path, received: Path) -> None:
         self.source = source
         self.target = target
-        self.file = directory / "file"
-        self.received = directory / "in"
+        self.file = file
+        self.received = received
 
     async def stream(self) -> float:
         """Seconds for the bytes through a stream alone, until all are acknowledged."""
@@ -58,7 +59,7 @@ class Pair:
 
 
 @asynccontextmanager
-async def running(segment: int, directory: Path) -> AsyncIterator[Pair]:
+async def running(segment: int, file: Path, received: Path) -> AsyncIterator[Pair]:
     config = RendezvousConfig(
         registry_port=0, beacon_port=0, limits=RegistryLimits.relaxed(), beacon_limits=BeaconLimits.relaxed()
     )
@@ -69,13 +70,13 @@ async def running(segment: int, directory: Path) -> AsyncIterator[Pair]:
             "max_segment_bytes": segment,
             **LOOPBACK,
         }
-        target = DataExchangeService(received=directory / "in", limits=Limits(received_bytes=1 << 40))
+        target = DataExchangeService(received=received, limits=Limits(received_bytes=1 << 40))
         async with (
             pilot.Node(**where, services=[DataExchangeService()]) as one,
             pilot.Node(**where, services=[target]) as two,
             two.serve(SINK_PORT, swallow),
         ):
-            yield Pair(one, two, directory)
+            yield Pair(one, two, file, received)
 
 
 async def swallow(stream: pilot.Stream) -> None:
@@ -87,10 +88,10 @@ async def swallow(stream: pilot.Stream) -> None:
 class Running:
     """A pair on a loop of its own, and calls into it."""
 
-    def __init__(self, segment: int, directory: Path) -> None:
-        (directory / "file").write_bytes(BLOCK * (SIZE // len(BLOCK)))
+    def __init__(self, segment: int, file: Path, received: Path) -> None:
+        file.write_bytes(BLOCK * (SIZE // len(BLOCK)))
         self._runner = asyncio.Runner(loop_factory=_new_loop)
-        self._pair = running(segment, directory)
+        self._pair = running(segment, file, received)
         self.pair = self.run(self._pair.__aenter__())
 
     def run(self, call: Coroutine[Any, Any, Any]) -> Any:
@@ -109,8 +110,9 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 @pytest.fixture(params=[1402, 65428])
 def place(request: pytest.FixtureRequest) -> Iterator[Running]:
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.exists() else None) as directory:
-        made = Running(request.param, Path(directory))
+    memory = MEMORY if MEMORY.exists() else None
+    with tempfile.TemporaryDirectory() as disk, tempfile.TemporaryDirectory(dir=memory) as received:
+        made = Running(request.param, Path(disk) / "file", Path(received) / "in")
         yield made
         made.close()
 

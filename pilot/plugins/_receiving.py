@@ -55,6 +55,14 @@ class MemoryBudget:
         self.used += size
         self._by_peer[peer] += size
 
+    def take_if_roomy(self, peer: int, size: int) -> bool:
+        """Takes `size` bytes if half of everything, and half of what `peer` may take, stays free after that."""
+        if 2 * (self.used + size) > self.total or 2 * (self._by_peer[peer] + size) > self.per_peer:
+            return False
+        self.used += size
+        self._by_peer[peer] += size
+        return True
+
     def give(self, peer: int, size: int) -> None:
         """Gives `size` bytes back."""
         self.used -= size
@@ -82,6 +90,12 @@ class MemoryLease:
         await self._budget.take(self._peer, size)
         self.size += size
 
+    def grow_if_roomy(self, size: int) -> bool:
+        """Takes `size` bytes more unless memory is scarce: whether it has. See `MemoryBudget.take_if_roomy`."""
+        taken = self._budget.take_if_roomy(self._peer, size)
+        self.size += size * taken
+        return taken
+
     def release(self) -> None:
         """Gives everything back. May be repeated."""
         size, self.size = self.size, 0
@@ -97,8 +111,12 @@ class MemoryLease:
         self.release()
 
 
-async def read_payload_untrusted(stream: Stream, length: int, lease: MemoryLease, idle_seconds: float) -> bytearray:
-    """The next `length` bytes of `stream`. At most twice what has arrived (or `FIRST_BYTES`) is allocated meanwhile.
+async def read_payload_untrusted(
+    stream: Stream, length: int, lease: MemoryLease, idle_seconds: float, begun: bytes = b""
+) -> bytearray:
+    """A payload of `length` bytes, of which `begun` have been read from `stream` before.
+
+    At most twice what has arrived (or `FIRST_BYTES`) is allocated meanwhile.
 
     Raises:
         TimeoutError: nothing came for `idle_seconds`, or there was no memory.
@@ -109,7 +127,8 @@ async def read_payload_untrusted(stream: Stream, length: int, lease: MemoryLease
     size = min(length, FIRST_BYTES)
     await lease.grow(size)
     buffer = bytearray(size)
-    filled = 0
+    buffer[: len(begun)] = begun
+    filled = len(begun)
     while filled < length:
         if filled == len(buffer):
             more = min(filled, length - filled)

@@ -70,6 +70,7 @@ REACHED_BY = {
     "pilot/node/directory/quiet.py:clip_untrusted": "answers",
     "pilot/protocol/signed_request.py:verify_request_untrusted": "signed_request",
     "pilot/plugins/_receiving.py:read_payload_untrusted": "dataexchange",
+    "pilot/plugins/dataexchange/connection.py:_read_next_chunk_untrusted": "dataexchange",
     "pilot/plugins/dataexchange/filestream.py:split_chunk_untrusted": "dataexchange",
     "pilot/plugins/dataexchange/filestream.py:split_init_untrusted": "dataexchange",
     "pilot/plugins/dataexchange/filestream.py:split_offset_untrusted": "sending",

@@ -141,7 +141,7 @@ class DataExchangeClient:
     ) -> SentFile:
         if 2 + len(source.name.encode()) + source.size > MAX_FRAME_BYTES:
             raise refused(source.name, f"{why}, and in one frame it takes no more than {MAX_FRAME_BYTES} bytes")
-        content = await source.read(0, source.size)
+        content = await source.read_all()
         started = asyncio.get_running_loop().time()
         async with self._open(target, timeout) as stream:
             progress(0, source.size)

@@ -14,7 +14,7 @@ from pilot.coreapi import BusyError, InvalidValueError, PilotError
 from pilot.plugins._receiving import read_payload_untrusted
 from pilot.plugins.dataexchange import filestream
 from pilot.plugins.dataexchange.deliveries import reason
-from pilot.plugins.dataexchange.filestream import NO_TRANSFER, Kind
+from pilot.plugins.dataexchange.filestream import CHUNK_HEAD_BYTES, NO_TRANSFER, Kind
 from pilot.plugins.dataexchange.frames import (
     HEADER_BYTES,
     FrameType,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import logging
 
     from pilot.coreapi import EventBus, Stream
-    from pilot.plugins._receiving import MemoryBudget, MemoryLease
+    from pilot.plugins._receiving import MemoryBudget
     from pilot.plugins.dataexchange.deliveries import Deliveries
     from pilot.plugins.dataexchange.filestream import Part
     from pilot.plugins.dataexchange.incoming import Report
@@ -109,13 +109,32 @@ class Connection:
                 return
             self._heard_at = asyncio.get_running_loop().time()
             number, length = header_untrusted(header, self._limits.frame_bytes)
-            lease, kept = self._budget.lease(self._sender.node), False
-            try:
-                payload = await read_payload_untrusted(self._stream, length, lease, IDLE_SECONDS)
-                kept = await self._handle(number, memoryview(payload), Tags(), lease)
-            finally:
-                if not kept:
-                    lease.release()
+            begun = await self._read_next_chunk_untrusted(number, length)
+            if begun is not None:
+                with self._budget.lease(self._sender.node) as lease:
+                    payload = await read_payload_untrusted(self._stream, length, lease, IDLE_SECONDS, begun)
+                    await self._handle(number, memoryview(payload), Tags())
+
+    async def _read_next_chunk_untrusted(self, number: int, length: int) -> bytes | None:
+        """Moves the payload of a frame straight to the file it is the next chunk of: None.
+
+        Any other payload is left to the caller: the first bytes of it, which have been read.
+        """
+        file = self._file
+        if file is None or number != FrameType.FILESTREAM or length <= CHUNK_HEAD_BYTES:
+            return b""
+        head = await self._stream.readexactly(CHUNK_HEAD_BYTES)
+        part = filestream.split_untrusted(head)
+        offset = filestream.split_chunk_untrusted(part.body).offset
+        size = length - CHUNK_HEAD_BYTES
+        if part.kind != Kind.CHUNK or not file.expects(part.transfer_id, offset, size):
+            return head
+        await file.receive(size, self._read_into)
+        return None
+
+    async def _read_into(self, room: memoryview) -> int:
+        self._stream.set_read_deadline(asyncio.get_running_loop().time() + IDLE_SECONDS)
+        return await self._stream.read_into(room)
 
     async def _read_header(self) -> bytes | None:
         """The next header, None when the peer has ended between two frames."""
@@ -131,20 +150,19 @@ class Connection:
             if not self._ending:
                 self._waiting = False
 
-    async def _handle(self, number: int, payload: memoryview, tags: Tags, lease: MemoryLease) -> bool:
-        """Takes one frame; whether its memory is in use beyond this call, by a file that gives it back."""
+    async def _handle(self, number: int, payload: memoryview, tags: Tags) -> None:
+        """Takes one frame."""
         if number == FrameType.TAGGED:
             tagged = split_tagged_untrusted(payload)
-            return await self._handle(tagged.inner_type, tagged.payload, tagged.tags, lease)
-        if number == FrameType.FILESTREAM:
-            return await self._file_part(payload, tags, lease)
-        if number == FrameType.TRACE:
+            await self._handle(tagged.inner_type, tagged.payload, tagged.tags)
+        elif number == FrameType.FILESTREAM:
+            await self._file_part(payload, tags)
+        elif number == FrameType.TRACE:
             await self._trace(payload, tags)
         else:
             file = split_file_untrusted(payload) if number == FrameType.FILE else None
             text = await self._deliveries.deliver(self._sender, number, payload, file, tags)
             await self._answer(number, encode_frame(FrameType.TEXT, text.encode()))
-        return False
 
     async def _answer(self, number: int, frame: bytes) -> None:
         """Sends an answer to a frame of type `number`. Raises what `Stream.write` raises."""
@@ -181,24 +199,23 @@ class Connection:
 
     # ---- file streams ------------------------------------------------------------------------------------------------
 
-    async def _file_part(self, payload: memoryview, tags: Tags, lease: MemoryLease) -> bool:
+    async def _file_part(self, payload: memoryview, tags: Tags) -> None:
         try:
             part = filestream.split_untrusted(payload)
         except InvalidValueError as error:
             await self._send_file_part(filestream.complete(NO_TRANSFER, str(error)))
-            return False
+            return
         try:
             if part.kind == Kind.INIT:
                 await self._begin(part, tags)
             elif part.kind == Kind.CHUNK:
-                return await self._chunk(part, lease)
+                await self._chunk(part)
             elif part.kind == Kind.DONE:
                 await self._done(part)
             elif part.kind == Kind.ABORT:
                 await self._end_file(f"the sender gave up: {filestream.text_untrusted(part.body) or 'no reason given'}")
         except InvalidValueError as error:
             await self._send_file_part(filestream.complete(part.transfer_id, str(error)))
-        return False
 
     async def _send_file_part(self, frame: bytes) -> None:
         await self._answer(FrameType.FILESTREAM, frame)
@@ -219,8 +236,9 @@ class Connection:
                 name = plain_name(reduced_name(init.name))
                 self._report(FileProgress(name, self._sender, part.transfer_id, 0, init.size, reason(error)))
             return
+        lease = self._budget.lease(self._sender.node)
         self._file = file = IncomingFile(
-            part.transfer_id, init, partial, self._sender, tags, self._send_file_part, self._report
+            part.transfer_id, init, partial, self._sender, tags, lease, self._send_file_part, self._report
         )
         if partial.resumable:
             self._deliveries.transfers[self._sender.node, part.transfer_id] = self
@@ -233,16 +251,14 @@ class Connection:
         if other is not None and silence > SILENT_SECONDS:
             await other._end_file("the sender began it again over another stream")
 
-    async def _chunk(self, part: Part, lease: MemoryLease) -> bool:
+    async def _chunk(self, part: Part) -> None:
         chunk = filestream.split_chunk_untrusted(part.body)
         file = self._active(part)
         if file is None:
             text = "no active transfer (send INIT first)"
             await self._send_file_part(filestream.abort(part.transfer_id, text))
-            return False
-        if refusal := await file.take(chunk, lease):
+        elif refusal := await file.take(chunk):
             raise InvalidValueError(refusal)
-        return True
 
     async def _done(self, part: Part) -> None:
         file = self._active(part)

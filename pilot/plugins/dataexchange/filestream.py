@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = [
+    "CHUNK_HEAD_BYTES",
     "NO_TRANSFER",
     "TRANSFER_ID_BYTES",
     "Chunk",
@@ -46,6 +47,8 @@ _INIT: Final = struct.Struct(">Q32sIH")
 _OFFSET: Final = struct.Struct(">Q")
 _CHUNK: Final = struct.Struct(">IIB16sQ")
 """Frame header, kind, transfer id and offset: what comes before the bytes of a chunk."""
+CHUNK_HEAD_BYTES: Final = PREFIX_BYTES + _OFFSET.size
+"""The part of the payload that comes before them."""
 
 
 class Kind(IntEnum):
@@ -99,7 +102,7 @@ def encode_init(transfer_id: bytes, init: Init) -> bytes:
 
 def chunk_header(transfer_id: bytes, offset: int, length: int) -> bytes:
     """What goes before `length` bytes of the file to make them a CHUNK frame."""
-    payload = PREFIX_BYTES + _OFFSET.size + length
+    payload = CHUNK_HEAD_BYTES + length
     return _CHUNK.pack(FrameType.FILESTREAM, payload, Kind.CHUNK, transfer_id, offset)
 
 

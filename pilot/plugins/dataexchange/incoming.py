@@ -6,14 +6,17 @@ Source: services.md 2.5.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
 
 from pilot.coreapi import PilotError
 from pilot.plugins.dataexchange import filestream
 from pilot.plugins.dataexchange.deliveries import in_thread, reason
 from pilot.plugins.dataexchange.model import FileProgress, ReceivedFile
 from pilot.plugins.dataexchange.naming import plain_name, reduced_name
+from pilot.plugins.dataexchange.ring import Ring
 
 if TYPE_CHECKING:
     from pilot.coreapi import Addr
@@ -28,22 +31,13 @@ EARLY_BYTES: Final = 768 * 1024
 """Bytes kept of chunks that came before their turn."""
 EARLY_CHUNKS: Final = 64
 """And chunks: each is looked at for every one that comes. The official sender has 16 under way."""
-QUEUED_BYTES: Final = 8 << 20
-"""Bytes that wait for the disk before the next chunk is read from the stream."""
-
-QUEUED_CHUNKS: Final = 1024
-"""And chunks: empty ones cost memory too."""
+GATHER_SECONDS: Final = 0.002
+"""How long what has come waits for more to be written with it: each call of a thread holds the event loop up."""
+MAX_UNACKNOWLEDGED: Final = 1024
+"""Chunks that wait to be acknowledged before the next is read from the stream: empty ones cost memory too."""
 
 Send = Callable[[bytes], Awaitable[None]]
 Report = Callable[[FileProgress], None]
-
-
-class _Step(NamedTuple):
-    """Pieces to write, the memory they hold, and the acknowledgment that follows."""
-
-    pieces: list[memoryview]
-    lease: MemoryLease
-    ack: bytes
 
 
 class IncomingFile:
@@ -56,6 +50,7 @@ class IncomingFile:
         partial: PartialFile,
         sender: Addr,
         tags: Tags,
+        lease: MemoryLease,
         send: Send,
         report: Report | None,
     ) -> None:
@@ -70,36 +65,58 @@ class IncomingFile:
         self._name = reduced_name(init.name)
         self._sender = sender
         self._tags = tags
+        self._lease = lease
         self._send = send
         self._report = report
         self._early: dict[int, bytes] = {}
-        self._queue: list[_Step] = []
-        self._queued_bytes = 0
-        self._moved = asyncio.Event()
+        self._ring = Ring(lease, init.size - partial.position)
+        self._ends: deque[int] = deque()
+        """Where the chunks end that are to be acknowledged once they are written."""
+        self._finishing = False
+        self._writing = False
         self._wanted = asyncio.Event()
+        """Something is to be written or acknowledged."""
+        self._enough = asyncio.Event()
+        """And no more is waited for."""
+        self._moved = asyncio.Event()
         self._writer = asyncio.create_task(self._write(), name=f"dataexchange write {transfer_id.hex()[:8]}")
         self._writer.add_done_callback(lambda task: self._moved.set())
         self._tell()
 
-    async def take(self, chunk: Chunk, lease: MemoryLease) -> str:
-        """Takes a chunk and `lease`, the memory it is in; returns when the next one may be read.
+    def expects(self, transfer_id: bytes, offset: int, length: int) -> bool:
+        """Whether a chunk is the next of this file, to be taken with `receive`."""
+        is_next = transfer_id == self.transfer_id and offset == self.cursor and not self.ended
+        return is_next and 0 < length <= self._init.size - offset
+
+    async def receive(self, length: int, read_into: Callable[[memoryview], Awaitable[int]]) -> None:
+        """Takes the next chunk from the stream; returns when what follows it may be read.
+
+        Raises:
+            EOFError: the stream ended before it was whole.
+        """
+        left = length
+        while left:
+            count = await read_into((await self._room())[:left])
+            if not count:
+                raise EOFError(f"the peer ended {left} bytes before the end of a chunk")
+            self._filled(count)
+            left -= count
+        self.cursor += length
+        await self._chunk_ended()
+
+    async def take(self, chunk: Chunk) -> str:
+        """Takes a chunk that came in another way; returns when the next one may be read.
 
         The result is why the chunk is refused, or an empty text.
         """
         size, end = self._init.size, chunk.offset + len(chunk.data)
         if end > size:
             return f"chunk at {chunk.offset} of {len(chunk.data)} bytes exceeds declared size {size}"
-        pieces = []
         if chunk.offset == self.cursor:
-            pieces.append(chunk.data)
-            self.cursor = end
-            pieces += self._take_early()
+            await self._put(chunk.data)
         elif chunk.offset > self.cursor:
             self._keep_early(chunk)
-        self._queue.append(_Step(pieces, lease, filestream.ack(self.transfer_id, self.cursor)))
-        self._queued_bytes += lease.size
-        self._wanted.set()
-        await self._until(lambda: self._queued_bytes <= QUEUED_BYTES and len(self._queue) <= QUEUED_CHUNKS)
+        await self._chunk_ended()
         return ""
 
     def _keep_early(self, chunk: Chunk) -> None:
@@ -107,18 +124,51 @@ class IncomingFile:
         if chunk.data and len(early) < EARLY_CHUNKS and sum(map(len, early)) + len(chunk.data) <= EARLY_BYTES:
             self._early[chunk.offset] = bytes(chunk.data)
 
-    def _take_early(self) -> list[memoryview]:
-        """The early chunks whose turn has come; those that are too late now are dropped."""
-        pieces = []
+    async def _chunk_ended(self) -> None:
+        """Puts the early chunks whose turn has come behind it and has it acknowledged."""
         while (data := self._early.pop(self.cursor, None)) is not None:
-            pieces.append(memoryview(data))
-            self.cursor += len(data)
-        self._early = {offset: data for offset, data in self._early.items() if offset > self.cursor}
-        return pieces
+            await self._put(memoryview(data))
+        if self._early:  # those that are too late now are dropped
+            self._early = {offset: data for offset, data in self._early.items() if offset > self.cursor}
+        self._ends.append(self.cursor)
+        self._wanted.set()
+        if len(self._ends) > MAX_UNACKNOWLEDGED:
+            await self._until(lambda: len(self._ends) <= MAX_UNACKNOWLEDGED)
+
+    async def _put(self, data: memoryview) -> None:
+        self.cursor += len(data)
+        while data:
+            room = (await self._room())[: len(data)]
+            room[:] = data[: len(room)]
+            self._filled(len(room))
+            data = data[len(room) :]
+
+    async def _room(self) -> memoryview:
+        """Where the next bytes go. Raises what ended the writer, and `TimeoutError`: there was no memory."""
+        ring = self._ring
+        await ring.open()
+        if not ring.room():
+            if ring.can_grow:
+                await self._until(lambda: not ring.used)
+                ring.grow()
+            else:
+                await self._until(lambda: bool(ring.room()))
+        return ring.room()
+
+    def _filled(self, count: int) -> None:
+        self._ring.filled(count)
+        if self.failure:  # nobody writes any more
+            self._ring.emptied(count)
+        self._wanted.set()
+        if self._ring.is_half_full:
+            self._enough.set()
 
     async def finish(self) -> tuple[str, ReceivedFile | None]:
         """What to answer to DONE: a refusal, after which the transfer may go on unless it is `ended`; or the file."""
-        await self._until(lambda: not self._queue and not self._queued_bytes)
+        self._finishing = True
+        self._enough.set()
+        await self._until(lambda: not (self._ring.used or self._ends or self._writing))
+        self._finishing = False
         if self.failure:
             return self.failure, None
         have, size = self._partial.position, self._init.size
@@ -147,8 +197,7 @@ class IncomingFile:
         """Ends writing and closes the file; `error` is why, when it is not whole."""
         self._writer.cancel()
         await asyncio.wait([self._writer])
-        for step in self._queue:
-            step.lease.release()
+        self._lease.release()
         await in_thread(self._partial.close)
         if error or self.failure:
             self._tell(error or self.failure)
@@ -175,25 +224,48 @@ class IncomingFile:
     async def _write(self) -> None:
         """Writes what has come while the next comes, and acknowledges what is written."""
         while not self.failure:
-            await self._wanted.wait()
-            self._wanted.clear()
-            steps, self._queue = self._queue, []
-            pieces = [piece for step in steps for piece in step.pieces]
-            taken = sum(step.lease.size for step in steps)
-            try:
-                if pieces:
-                    await in_thread(self._partial.append, pieces)
-            except OSError as error:
-                self.failure = reason(error)
-            finally:
-                pieces.clear()
-                for step in steps:
-                    step.lease.release()
-            if self.failure:
-                await self._send(filestream.complete(self.transfer_id, self.failure))
-            else:
-                await self._send(b"".join(step.ack for step in steps))
-                self._tell()
-            self._queued_bytes -= taken
+            while not (self._ring.used or self._ends):
+                self._wanted.clear()
+                await self._wanted.wait()
+            self._writing = True
+            await self._gather()
+            written = await self._write_waiting()
             self._moved.set()
-        self._queued_bytes = 0
+            if written:
+                await self._acknowledge()
+                self._tell()
+            else:
+                await self._send(filestream.complete(self.transfer_id, self.failure))
+            self._writing = False
+            self._moved.set()
+
+    async def _gather(self) -> None:
+        """Waits a moment for more to be written at once."""
+        if self._finishing or self._ring.is_half_full:
+            return
+        self._enough.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GATHER_SECONDS):
+                await self._enough.wait()
+
+    async def _write_waiting(self) -> bool:
+        """Writes what waits in the ring; False when the disk does not take it, with the `failure` noted."""
+        pieces = self._ring.waiting()
+        try:
+            if pieces:
+                await in_thread(self._partial.append, pieces)
+        except OSError as error:
+            self.failure = reason(error)
+            self._ring.emptied(self._ring.used)
+            return False
+        self._ring.emptied(sum(map(len, pieces)))
+        return True
+
+    async def _acknowledge(self) -> None:
+        """Acknowledges each chunk that is written: the official sender counts them."""
+        written = self._partial.position
+        acks = []
+        while self._ends and self._ends[0] <= written:
+            acks.append(filestream.ack(self.transfer_id, self._ends.popleft()))
+        if acks:
+            await self._send(b"".join(acks))

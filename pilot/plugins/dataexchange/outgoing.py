@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from io import FileIO
 
+    from typing_extensions import Buffer
+
     from pilot.coreapi import Stream
     from pilot.plugins.dataexchange.filestream import Part
     from pilot.plugins.dataexchange.model import Progress
@@ -42,7 +44,10 @@ SLOW_SECONDS: Final = 2.0
 OFFER_SECONDS: Final = 5.0
 """A receiver that has not answered the offer by then knows no file streams."""
 MAX_REPLY_BYTES: Final = 64 * 1024
-READ_AHEAD_BYTES: Final = 4 << 20
+READ_BYTES: Final = 4 << 20
+"""Read from a file in one call of a thread."""
+CACHED_READ_BYTES: Final = 512 * 1024
+"""And in one call that does not wait."""
 
 
 class OldReceiverError(Exception):
@@ -62,12 +67,42 @@ class Source:
         self.size = size
         self.sha256 = sha256
         self._content = content
+        self._buffer = memoryview(b"")
+        self._cached = hasattr(os, "RWF_NOWAIT")
+        """Whether the system may tell what it has in memory of this file."""
 
-    async def read(self, offset: int, length: int) -> bytes | bytearray:
-        """`length` bytes from `offset`; fewer where the file has become shorter."""
+    async def read(self, offset: int) -> memoryview:
+        """Some bytes from `offset`, good until the next call; none where the file has become shorter.
+
+        What is in the system's memory is read at once, little enough to be in the processor's cache when it is sent;
+        a thread waits for the disk, and brings more.
+        """
         if isinstance(self._content, bytes):
-            return self._content[offset : offset + length]
-        return await in_thread(_read, self._content, offset, length)
+            return memoryview(self._content)[offset : offset + READ_BYTES]
+        if not self._buffer:
+            self._buffer = memoryview(bytearray(min(self.size, READ_BYTES)))
+        room = self._buffer[: self.size - offset]
+        count = self._read_cached(offset, room[:CACHED_READ_BYTES])
+        return room[: count or await in_thread(_read, self._content, offset, room)]
+
+    def _read_cached(self, offset: int, room: memoryview) -> int:
+        """How many bytes were there without waiting; 0 when that is not known."""
+        assert not isinstance(self._content, bytes)
+        if self._cached:
+            try:
+                return os.preadv(self._content.fileno(), [room], offset, os.RWF_NOWAIT)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._cached = False  # not on this file system; what is really wrong the thread finds out
+        return 0
+
+    async def read_all(self) -> Buffer:
+        """The whole content; less where the file has become shorter."""
+        if isinstance(self._content, bytes):
+            return self._content
+        room = memoryview(bytearray(self.size))
+        return room[: await in_thread(_read, self._content, 0, room)]
 
 
 @asynccontextmanager
@@ -98,14 +133,11 @@ def _open(path: Path) -> FileIO:
     return open(fd, "rb", buffering=0)
 
 
-def _read(file: FileIO, offset: int, length: int) -> bytearray:
-    buffer = bytearray(length)
+def _read(file: FileIO, offset: int, room: memoryview) -> int:
     filled = 0
-    with memoryview(buffer) as view:
-        while filled < length and (count := os.preadv(file.fileno(), [view[filled:]], offset + filled)):
-            filled += count
-    del buffer[filled:]
-    return buffer
+    while filled < len(room) and (count := os.preadv(file.fileno(), [room[filled:]], offset + filled)):
+        filled += count
+    return filled
 
 
 class Pace:
@@ -184,22 +216,13 @@ class OutgoingFile:
         return offset
 
     async def _send_from(self, offset: int) -> None:
-        """The bytes from `offset`, read ahead while they are sent."""
-        size = self._source.size
-        ahead = asyncio.ensure_future(self._source.read(offset, min(READ_AHEAD_BYTES, size - offset)))
-        try:
-            while offset < size:
-                block = await ahead
-                if not block:
-                    await self._write(filestream.abort(self._id, "the file became shorter while it was sent"))
-                    raise PilotError(f"{self._source.name!r} became shorter while it was sent: send it again")
-                after = offset + len(block)
-                ahead = asyncio.ensure_future(self._source.read(after, min(READ_AHEAD_BYTES, size - after)))
-                await self._send_block(offset, memoryview(block))
-                offset = after
-        finally:
-            ahead.cancel()
-            await asyncio.gather(ahead, return_exceptions=True)  # what ends the transfer goes before what the disk says
+        while offset < self._source.size:
+            block = await self._source.read(offset)
+            if not block:
+                await self._write(filestream.abort(self._id, "the file became shorter while it was sent"))
+                raise PilotError(f"{self._source.name!r} became shorter while it was sent: send it again")
+            await self._send_block(offset, block)
+            offset += len(block)
 
     async def _send_block(self, offset: int, block: memoryview) -> None:
         sent = 0

@@ -187,6 +187,45 @@ async def test_file_arrives(tmp_path: Path) -> None:
         assert place.partials() == []
 
 
+@pytest.mark.parametrize("error", [BlockingIOError(11, "not in memory"), OSError(95, "not on this file system")])
+async def test_what_is_not_in_the_systems_memory_is_read_by_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    read, asked = os.preadv, []
+
+    def preadv(fd: int, buffers: Any, offset: int, flags: int = 0) -> int:
+        asked.append(flags)
+        if flags and offset:
+            raise error
+        return read(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    content = os.urandom(11 << 20)
+    (tmp_path / "x").write_bytes(content)
+    async with running(tmp_path) as place:
+        assert (await place.client.send_file(BOB, tmp_path / "x")).streamed
+        assert place.stored()[0].read_bytes() == content
+    if hasattr(os, "RWF_NOWAIT"):
+        blocking = isinstance(error, BlockingIOError)
+        assert asked.count(os.RWF_NOWAIT) == (4 if blocking else 2)
+    assert asked.count(0) == 3
+
+
+async def test_a_chunk_that_breaks_off_stays_as_far_as_it_came(tmp_path: Path) -> None:
+    """Its bytes are on the disk before it is whole; they are not acknowledged, and a resume goes on behind them."""
+    async with running(tmp_path) as place:
+        stream = await offer(place)
+        await stream.write(filestream.chunk_header(ID, 0, 1000) + CONTENT[:1000])
+        await stream.write(filestream.chunk_header(ID, 1000, 1000) + CONTENT[1000:1300])
+        assert (await frame(stream))[1] == b"\x03" + ID + (1000).to_bytes(8, "big")
+        await eventually(lambda: place.partials()[0].stat().st_size == 1300)
+        assert place.service._budget.used == 64 * 1024
+        await stream.close()
+        await eventually(lambda: place.service._budget.used == 0)
+        sent = await place.client.send_file(BOB, CONTENT, name="x.bin")
+        assert (sent.resumed_at, place.stored()[0].read_bytes()) == (1300, CONTENT)
+
+
 async def test_bytes_and_the_empty_file(tmp_path: Path) -> None:
     async with running(tmp_path, keep_names=True) as place:
         sent = await place.client.send_file(BOB, b"", name="empty")
