@@ -91,13 +91,37 @@ def test_withdrawals_are_bounded() -> None:
     assert 1 not in book.withdrawals
 
 
+def test_one_more_revocation_forgets_the_oldest() -> None:
+    book = TrustBook()
+    for node in range(1, records.MAX_UNTRUSTED + 1):
+        book.distrust(node, NOW)
+    book.distrust(1, NOW + 1)  # once more
+    book.distrust(records.MAX_UNTRUSTED + 1, NOW + 2)
+    assert len(book.untrusted) == records.MAX_UNTRUSTED
+    assert 1 in book.untrusted
+    assert 2 not in book.untrusted
+    entries = [{"node_id": node, "at": "2026-11-22T10:02:31Z"} for node in range(1, records.MAX_UNTRUSTED + 3)]
+    loaded, unusable = load(json.dumps({"untrusted": [*entries, {"node_id": 1}]}).encode(), NOW)
+    assert (len(loaded.untrusted), min(loaded.untrusted), unusable) == (records.MAX_UNTRUSTED, 3, 1)
+
+
+def test_revocations_of_the_user_are_kept_for_good() -> None:
+    book = TrustBook()
+    book.distrust(3, NOW)
+    assert not book.sweep(NOW + 1000 * DAY)
+    again, unusable = load(dump(book), NOW + 1000 * DAY)
+    assert (again, unusable) == (book, 0)
+
+
 def test_trust_settles_requests() -> None:
     book = TrustBook()
     book.add_pending(asking(1))
     book.add_outgoing(1, NOW)
     book.revoked[1] = NOW
     book.withdraw(1)
+    book.distrust(1, NOW)
     book.trust(TrustRecord(1, b"", NOW, True))
+    assert book.untrusted == {}
     assert (book.pending, book.outgoing, book.revoked, book.withdrawals, list(book.trusted)) == ({}, {}, {}, {}, [1])
 
 
