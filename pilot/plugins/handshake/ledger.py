@@ -134,7 +134,7 @@ class Ledger:
             self.book.revoked[node_id] = self.now()
         else:
             self.book.revoked.pop(node_id, None)
-        self.book.untrusted.pop(node_id, None)
+        self.book.distrusted.pop(node_id, None)
         self.book.add_outgoing(node_id, self.now())
         self._file.changed()
 

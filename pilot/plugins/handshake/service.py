@@ -3,7 +3,7 @@
 What another plugin may use of it, by a Protocol of its own (`facilities.service("handshake")` gives the object):
 
     trusted() -> list[TrustRecord]                 # node_id, public_key, approved_at (unix seconds), mutual, network
-    untrusted() -> dict[int, int]                  # whom the operator has revoked, and when: what acts by itself
+    distrusted() -> dict[int, int]                 # whom the operator has revoked, and when: what acts by itself
                                                    # asks none of them
     is_trusted_peer(node_id) -> bool
     async request(node_id, justification="") -> RequestOutcome
@@ -110,12 +110,12 @@ class HandshakeService(Service):
         """The nodes this one has asked and when (unix seconds). Raises `ServiceNotReadyError` as the others."""
         return dict(self._running().ledger.book.outgoing)
 
-    def untrusted(self) -> dict[int, int]:
+    def distrusted(self) -> dict[int, int]:
         """The nodes whose trust `revoke` took back for good, and when (unix seconds), until `approve` or `request`.
 
         Raises `ServiceNotReadyError` as the others.
         """
-        return dict(self._running().ledger.book.untrusted)
+        return dict(self._running().ledger.book.distrusted)
 
     async def refresh(self) -> None:
         """Takes what is there out of the registry's mailbox. That it cannot be asked is logged.

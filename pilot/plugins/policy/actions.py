@@ -261,7 +261,7 @@ class Actor:
             return
         trusted = {record.node_id for record in handshakes.trusted()}
         missing = min(_count(directive.action.number("target")) - len(trusted), MAX_TRUST_CALLS)
-        passed_over = trusted | frozenset(handshakes.untrusted())
+        passed_over = trusted | frozenset(handshakes.distrusted())
         free = [n for n in self.candidates if n not in passed_over]
         chosen = self.random.sample(free, max(0, min(missing, len(free))))
         if not chosen:

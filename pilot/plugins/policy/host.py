@@ -89,7 +89,7 @@ class Handshakes(Protocol):
         """Everybody trusted now."""
         ...
 
-    def untrusted(self) -> Collection[int]:
+    def distrusted(self) -> Collection[int]:
         """The nodes whose trust the user has revoked; no rule asks them for it."""
         ...
 

@@ -79,7 +79,7 @@ class Manager:
         return self._run(network_id, policy, around)
 
     async def apply(self, network_id: int, policy_json: Buffer, *, replace: bool = True) -> Runner | None:
-        """`start` with the document compiled in a thread; what runs for the network meanwhile goes on.
+        """`start` with everything that takes long in a thread; what runs for the network meanwhile goes on.
 
         Documents are compiled one after the other and take effect in the order of the calls. Returns None, and the
         document is not used, where `start` or `stop` of the network was called meanwhile; with `replace` false, also
@@ -91,6 +91,7 @@ class Manager:
         try:
             async with self._compiling:
                 policy = await load_policy_in_thread_untrusted(data, PARSING, COMPILING, wall=around.wall)
+                await self._read_ahead(_file_name(network_id), network_id, around)
         finally:
             self._applications.discard(application)
         if around is not self._around:
@@ -100,7 +101,7 @@ class Manager:
         return self._run(network_id, policy, around)
 
     def _run(self, network_id: int, policy: CompiledPolicy, around: Surroundings) -> Runner:
-        runner = Runner(policy, self._table(f"policy_{network_id}.json", network_id, around), around)
+        runner = Runner(policy, self._table(_file_name(network_id), network_id, around), around)
         runner.start()
         before = self._runners.get(network_id)
         self._runners[network_id] = runner
@@ -205,15 +206,30 @@ class Manager:
         """What is known about the peers of the network: from an earlier runner, from disk, or nothing."""
         table = self._tables.get(name)
         if table is None:
-            table = self._tables[name] = self._read(name, network_id, around)
+            table = self._tables[name] = self._reading(name, network_id, around)()
         return table
 
-    def _read(self, name: str, network_id: int, around: Surroundings) -> PeerTable:
-        wall = around.wall()
-        data = self._files.get(name)
-        if data is not None:
-            try:
-                return read_table_untrusted(data, network_id, around.clock(), wall)
-            except InvalidValueError as error:
-                around.deps.logger.warning("%s is not used: %s", name, error)
-        return PeerTable(network_id, int(wall * SECOND_NS))
+    async def _read_ahead(self, name: str, network_id: int, around: Surroundings) -> None:
+        """Reads a state file, which may be long, in a thread, before `_table` needs it."""
+        if name in self._files and name not in self._tables:
+            table = await asyncio.to_thread(self._reading(name, network_id, around))
+            if around is self._around:  # else it may be older than what is read next
+                self._tables.setdefault(name, table)
+
+    def _reading(self, name: str, network_id: int, around: Surroundings) -> Callable[[], PeerTable]:
+        """What reads a state file as it is now; any thread may call it."""
+        log, now, wall, data = around.deps.logger, around.clock(), around.wall(), self._files.get(name)
+
+        def read() -> PeerTable:
+            if data is not None:
+                try:
+                    return read_table_untrusted(data, network_id, now, wall)
+                except InvalidValueError as error:
+                    log.warning("%s is not used: %s", name, error)
+            return PeerTable(network_id, int(wall * SECOND_NS))
+
+        return read
+
+
+def _file_name(network_id: int) -> str:
+    return f"policy_{network_id}.json"

@@ -507,11 +507,11 @@ async def test_what_the_user_revokes_comes_back_by_the_users_word_alone(tmp_path
         await asks_again(stage, service, relayed, "first")
         assert service.is_trusted_peer(1)
         await service.revoke(1, automatic=True)
-        assert service.untrusted() == {}
+        assert service.distrusted() == {}
         await asks_again(stage, service, relayed, "after a policy")
         assert service.is_trusted_peer(1)
         await service.revoke(1)
-        assert list(service.untrusted()) == [1]
+        assert list(service.distrusted()) == [1]
     late = 90 * 86400 if relayed else 0  # a direct message of so long ago would be dropped for that
     options = {**given, "state_dir": tmp_path, "wall": lambda: time.time() + late}
     async with Inbox(stage, 1, 4), stage.service(2, **options) as service:
@@ -524,22 +524,22 @@ async def test_what_the_user_revokes_comes_back_by_the_users_word_alone(tmp_path
             set() if relayed else {"handshake.received", "handshake.pending"}
         )
         await service.reject(1)
-        assert list(service.untrusted()) == [1], "a no lifts nothing"
+        assert list(service.distrusted()) == [1], "a no lifts nothing"
         await asks_again(stage, service, relayed, "please, please")
         assert await service.approve(1)
-        assert service.untrusted() == {}
+        assert service.distrusted() == {}
         await service.revoke(1, automatic=True)
         await asks_again(stage, service, relayed, "as before")
         assert service.is_trusted_peer(1)
 
 
-async def test_who_is_asked_again_is_not_untrusted_any_more() -> None:
+async def test_who_is_asked_again_is_not_distrusted_any_more() -> None:
     stage = Stage()
     async with Inbox(stage, 1, 4), stage.service(2, networks=(4,)) as service:
         await send(stage, 1, message(1, 2))
         await service.revoke(1)
         await service.request(1)
-        assert service.untrusted() == {}
+        assert service.distrusted() == {}
         await send(stage, 1, message(1, 2, justification="me too"))
         assert service.trusted()[0].mutual
 
@@ -554,7 +554,7 @@ async def test_auto_approve_accepts_every_request_also_of_whom_the_user_revoked(
         await send(stage, 1, message(1, 2, justification="again"))
         assert service.is_trusted_peer(1)
         assert ("handshake.auto_approved", {"peer_node_id": 1, "reason": "auto_approve"}) in events.take()
-        assert service.untrusted() == {}
+        assert service.distrusted() == {}
 
 
 async def test_a_restart_keeps_trust_and_a_new_node_reads_it(tmp_path) -> None:

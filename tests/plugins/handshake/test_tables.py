@@ -93,16 +93,16 @@ def test_withdrawals_are_bounded() -> None:
 
 def test_one_more_revocation_forgets_the_oldest() -> None:
     book = TrustBook()
-    for node in range(1, records.MAX_UNTRUSTED + 1):
+    for node in range(1, records.MAX_DISTRUSTED + 1):
         book.distrust(node, NOW)
     book.distrust(1, NOW + 1)  # once more
-    book.distrust(records.MAX_UNTRUSTED + 1, NOW + 2)
-    assert len(book.untrusted) == records.MAX_UNTRUSTED
-    assert 1 in book.untrusted
-    assert 2 not in book.untrusted
-    entries = [{"node_id": node, "at": "2026-11-22T10:02:31Z"} for node in range(1, records.MAX_UNTRUSTED + 3)]
-    loaded, unusable = load(json.dumps({"untrusted": [*entries, {"node_id": 1}]}).encode(), NOW)
-    assert (len(loaded.untrusted), min(loaded.untrusted), unusable) == (records.MAX_UNTRUSTED, 3, 1)
+    book.distrust(records.MAX_DISTRUSTED + 1, NOW + 2)
+    assert len(book.distrusted) == records.MAX_DISTRUSTED
+    assert 1 in book.distrusted
+    assert 2 not in book.distrusted
+    entries = [{"node_id": node, "at": "2026-11-22T10:02:31Z"} for node in range(1, records.MAX_DISTRUSTED + 3)]
+    loaded, unusable = load(json.dumps({"distrusted": [*entries, {"node_id": 1}]}).encode(), NOW)
+    assert (len(loaded.distrusted), min(loaded.distrusted), unusable) == (records.MAX_DISTRUSTED, 3, 1)
 
 
 def test_revocations_of_the_user_are_kept_for_good() -> None:
@@ -121,7 +121,7 @@ def test_trust_settles_requests() -> None:
     book.withdraw(1)
     book.distrust(1, NOW)
     book.trust(TrustRecord(1, b"", NOW, True))
-    assert book.untrusted == {}
+    assert book.distrusted == {}
     assert (book.pending, book.outgoing, book.revoked, book.withdrawals, list(book.trusted)) == ({}, {}, {}, {}, [1])
 
 

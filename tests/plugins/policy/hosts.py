@@ -78,14 +78,14 @@ class Handshakes:
         self.records = trusted
         self.requested: list[tuple[int, str]] = []
         self.revoked: list[int] = []
-        self.distrusted: set[int] = set()
+        self.by_user: set[int] = set()
         self.failing: set[int] = set()
 
     def trusted(self) -> list[Trusted]:
         return [Trusted(node_id, at) for node_id, at in self.records.items()]
 
-    def untrusted(self) -> set[int]:
-        return self.distrusted
+    def distrusted(self) -> set[int]:
+        return self.by_user
 
     async def request(self, node_id: int, justification: str = "") -> None:
         await asyncio.sleep(0.01)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,6 +95,31 @@ async def test_cancelled_it_compiles_no_further_rule(monkeypatch: pytest.MonkeyP
     go_on.set()
     await asyncio.get_running_loop().shutdown_default_executor()
     assert len(begun) == 1
+
+
+async def test_a_long_state_file_is_read_in_a_thread_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = json.loads((Path(__file__).parents[2] / "vectors" / "services.json").read_text())["policy_live"]
+    (tmp_path / "policy_5.json").write_text(json.dumps(state["state_file_policy_5_json"]))
+    threads = []
+    read = manager.read_table_untrusted
+
+    def noted(*args: Any) -> Any:
+        threads.append(threading.get_ident())
+        return read(*args)
+
+    monkeypatch.setattr(manager, "read_table_untrusted", noted)
+    world = World(tmp_path)
+    world.members(1, 3)
+    await world.service.start(world.deps)
+    try:
+        runner = await world.manager.apply(5, DENY)
+        assert runner is not None
+        assert runner.status()["cycle_num"] == state["state_file_policy_5_json"]["cycle_num"]
+        assert await world.manager.apply(5, ALLOW) is not None
+    finally:
+        await world.service.stop()
+    assert len(threads) == 1, "once, though another document came"
+    assert threads[0] != threading.get_ident()
 
 
 # ---- in order -------------------------------------------------------------------------------------------------------
