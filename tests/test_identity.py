@@ -15,9 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from pilot._fast.addr import Addr
 from pilot._fast.errors import BusyError, InvalidValueError
-from pilot.node import state as state_module
 from pilot.node.identity import LocalIdentity
-from pilot.node.state import StateDirectory, write_file
+from pilot.node.state import StateDirectory
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "services.json").read_text())
 VECTOR = VECTORS["identity"]
@@ -214,7 +213,7 @@ def test_a_failing_disk_leaves_the_old_key_in_use(path: Path, monkeypatch: pytes
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pilot.node.state.os.replace", full)
+    monkeypatch.setattr("pilot._files.os.replace", full)
     with pytest.raises(OSError, match="No space left"):
         identity.commit_rotation()
     monkeypatch.undo()
@@ -287,18 +286,6 @@ def test_json_is_stored_atomically_and_privately(tmp_path: Path) -> None:
         assert state.read_json("trust.json") is None
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_file(tmp_path / "file", b"old")
-
-    def interrupted(*_: object) -> None:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(state_module.os, "fsync", interrupted)
-    with pytest.raises(OSError, match="Input/output"):
-        write_file(tmp_path / "file", b"new")
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"old")]
-
-
 @pytest.mark.parametrize("text", ["{", "[" * 50_000, b"\xff"], ids=["half", "deep", "no text"])
 def test_damaged_state_names_the_file_and_stays(tmp_path: Path, text: str | bytes) -> None:
     place(tmp_path / "trust.json", text)
@@ -327,7 +314,7 @@ def test_names_with_a_path_are_refused(tmp_path: Path, name: str) -> None:
 
 def test_a_file_in_place_of_the_directory(tmp_path: Path) -> None:
     place(tmp_path / "file", "x")
-    with pytest.raises(InvalidValueError, match="is a file"):
+    with pytest.raises(InvalidValueError, match="is no directory"):
         StateDirectory(tmp_path / "file").open()
 
 

@@ -23,7 +23,7 @@ from pilot._fast.errors import (
 from pilot._fast.eventbus import Event
 from pilot.coreapi.events import EventBus, Subscription
 from pilot.coreapi.identity import Identity
-from pilot.coreapi.policy import PolicyEventType, PolicyManager, PolicyProvider, PolicyRunner
+from pilot.coreapi.policy import PolicyActivity, PolicyEventType, PolicyManager, PolicyProvider, PolicyRunner
 from pilot.coreapi.recovery import (
     is_plugin_healthy,
     plugin_panic_count,
@@ -54,6 +54,7 @@ __all__ = [
     "PeerNotFoundError",
     "PeerResolver",
     "PilotError",
+    "PolicyActivity",
     "PolicyEventType",
     "PolicyManager",
     "PolicyProvider",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["PolicyEventType", "PolicyManager", "PolicyProvider", "PolicyRunner"]
+__all__ = ["PolicyActivity", "PolicyEventType", "PolicyManager", "PolicyProvider", "PolicyRunner"]
 
 
 class PolicyEventType(StrEnum):
@@ -127,6 +127,21 @@ class PolicyManager(Protocol):
 
     def load_persisted(self) -> None:
         """Restores the peers that runners tracked before a restart from disk, as far as they are still known."""
+        ...
+
+
+@runtime_checkable
+class PolicyActivity(Protocol):
+    """What a `PolicyManager` may offer beside: it tells whether it has runners. Optional, and not in the seed.
+
+    The node asks such a manager about no stream or datagram while there is no runner; one without this always.
+    """
+
+    def on_activity(self, changed: Callable[[], object]) -> None:
+        """Has `changed` called, on the loop, as soon as `all` lists a first runner, and as soon as it lists none.
+
+        There is one such function at a time: the node's.
+        """
         ...
 
 

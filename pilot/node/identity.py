@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pilot._fast.addr import Addr
 from pilot._fast.errors import BusyError, InvalidValueError
-from pilot.node.state import read_file, write_file
+from pilot._files import read_limited, read_with_mode, write_atomically
 from pilot.protocol.signed_request import RequestEnvelope
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class LocalIdentity:
             return cls.load(path)
         except FileNotFoundError:
             identity = cls(Ed25519PrivateKey.generate(), Path(path))
-            write_file(Path(path), _encode(identity._private_key))
+            write_atomically(Path(path), _encode(identity._private_key))
             return identity
 
     @property
@@ -156,7 +156,7 @@ class LocalIdentity:
         key = Ed25519PrivateKey.generate()
         rotation = Rotation(self._node_id, _public(key))
         if self._path:
-            write_file(_rotation_path(self._path), _encode(key, node_id=rotation.node_id))
+            write_atomically(_rotation_path(self._path), _encode(key, node_id=rotation.node_id))
         self._next = key, rotation
         return rotation.public_key
 
@@ -170,7 +170,7 @@ class LocalIdentity:
             return
         key, _ = self._next
         if self._path:
-            write_file(self._path, _encode(key))
+            write_atomically(self._path, _encode(key))
         self._use(key)
         self.abandon_rotation()
 
@@ -189,7 +189,7 @@ class LocalIdentity:
         path = _rotation_path(self._path)
         try:
             key = _read_key(path)
-            node_id = json.loads(read_file(path, MAX_IDENTITY_BYTES)[0]).get("node_id")
+            node_id = json.loads(read_limited(path, MAX_IDENTITY_BYTES)).get("node_id")
         except FileNotFoundError:
             return
         if type(node_id) is not int or not 0 < node_id < 0xFFFFFFFF:
@@ -227,7 +227,7 @@ def _read_key(path: Path) -> Ed25519PrivateKey:
 
     Nothing here chains exceptions: those of the decoders carry the text of the file, and with it the key.
     """
-    data, mode = read_file(path, MAX_IDENTITY_BYTES)
+    data, mode = read_with_mode(path, MAX_IDENTITY_BYTES)
     if mode & 0o077:
         raise InvalidValueError(
             f"identity file {path} has loose permissions (mode {mode:o}); chmod 600 {path} and retry"

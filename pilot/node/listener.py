@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from pilot._fast.errors import ClosedError, PilotError
 from pilot.node.stream import Stream
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     Handler = Callable[[Stream], Awaitable[object]]
 
 __all__ = ["Listener", "serving"]
+
+AFTER_CRASH_SECONDS: Final = 1.0
+"""Until streams are taken again after that itself has failed."""
 
 _log = logging.getLogger("pilot.node")
 
@@ -123,8 +126,9 @@ class Listener:
 async def serving(listen: Callable[[int], Awaitable[Listener]], port: int, handler: Handler) -> AsyncIterator[Listener]:
     """Calls `listen` for `port` and runs `handler` in a task of its own for each stream, while the block runs.
 
-    A stream is closed when its handler returns and reset when it raises, which ends that stream only and is logged. At
-    the end of the block the port is freed, handlers that still run are cancelled and their streams reset.
+    A stream is closed when its handler returns and reset when it raises, which ends that stream only and is logged.
+    When taking streams fails that is logged, and they are taken again a second later. At the end of the block the port
+    is freed, handlers that still run are cancelled and their streams reset.
     """
     async with await listen(port) as listener:
         server = asyncio.create_task(_serve(listener, handler), name=f"pilot serve {listener.port}")
@@ -137,8 +141,14 @@ async def serving(listen: Callable[[int], Awaitable[Listener]], port: int, handl
 
 async def _serve(listener: Listener, handler: Handler) -> None:
     async with asyncio.TaskGroup() as tasks:
-        async for stream in listener:
-            tasks.create_task(_handle(stream, handler), name=f"pilot stream {listener.port}")
+        while True:
+            try:
+                async for stream in listener:
+                    tasks.create_task(_handle(stream, handler), name=f"pilot stream {listener.port}")
+                return  # the listener is closed
+            except Exception:
+                _log.exception("taking streams on port %d failed; next try in %g s", listener.port, AFTER_CRASH_SECONDS)
+            await asyncio.sleep(AFTER_CRASH_SECONDS)
 
 
 async def _handle(stream: Stream, handler: Handler) -> None:

@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from pilot._fast.errors import ClosedError, InvalidValueError, PeerNotFoundError, RegistryError
+from pilot._fast.errors import ClosedError, InvalidValueError, PeerNotFoundError, PilotError, RegistryError
 from pilot.node.directory import Member, NetworkInfo, NodeRecord, RegistryRefusedError
 from pilot.node.directory.quiet import QuietLog
 from pilot.node.network_file import Network, NetworkFile
@@ -34,6 +34,8 @@ SYNC_SECONDS: Final = 300.0
 SYNC_JITTER_SECONDS: Final = 30.0
 FIRST_RETRY_SECONDS: Final = 10.0
 """After a round in which something failed; doubled each time, up to `SYNC_SECONDS`."""
+NOT_REFUSED: Final = ("rate limited", "node not found")
+"""In refusals of a registry that is busy, or has lost this node, which registers again: another time it may agree."""
 LIMITS_TRIES: Final = 3
 LIMITS_PAUSE_SECONDS: Final = 0.2
 
@@ -52,9 +54,9 @@ class Memberships:
     """Compared with the registry at the start, after joining and leaving, every five minutes, and on `sync_soon`.
 
     What was known before a restart is read from `networks.json` and holds until the registry answers. Changes are
-    published: `network.joined`, `network.auto_joined`, `network.left`, `network.tags_changed`,
-    `network.policy_load_failed`. The backbone (0) is left out of everything here: all nodes are in it, and nothing
-    about it can be decided.
+    published: `network.joined`, `network.auto_joined`, `network.auto_join_failed`, `network.left`,
+    `network.tags_changed`, `network.policy_load_failed`. The backbone (0) is left out of everything here: all nodes are
+    in it, and nothing about it can be decided.
     """
 
     def __init__(
@@ -69,7 +71,8 @@ class Memberships:
         random: Random,
         auto_join: Iterable[int] = (),
     ) -> None:
-        """`changed` is called when `restricted` may have changed. `auto_join` are networks to join once, at the start.
+        """`changed` is called when `restricted` may have changed. `auto_join` are networks to join once, at the start:
+        where the registry cannot be asked, each further round tries again, the next one after `FIRST_RETRY_SECONDS`.
 
         Raises:
             OSError: `networks.json` exists and cannot be read.
@@ -171,6 +174,7 @@ class Memberships:
     async def leave(self, network_id: int) -> None:
         """Ends this node's membership; not being in it is fine. Cancellation and errors as `join`."""
         async with self._changing:
+            self._settle_auto_join(network_id)
             with self._looked_up_on_failure():
                 try:
                     await self._directory.leave_network(network_id)
@@ -219,9 +223,7 @@ class Memberships:
             # Each round asks anew, since it is others who change these things.
             record = await self._directory.lookup(self._node_id(), max_age=0.0)
             complete = await self._compare(record)
-            if self._auto_join:
-                await self._join_configured()
-            return complete
+            return await self._join_configured() and complete
 
     # ---------------------------------------------------------------------------------------- one round
 
@@ -288,40 +290,58 @@ class Memberships:
                 policy = await self._unless_refused(self._directory.expr_policy(network_id), "")
             self._publish_joined(network_id, _Policies(policy, info.rules))
 
-    async def _join_configured(self) -> None:
-        wanted, self._auto_join = self._auto_join, ()
-        for network_id in wanted:
-            if network_id in self._networks:
-                continue
+    async def _join_configured(self) -> bool:
+        """Joins what is still to be joined; False when any of it is to be tried again."""
+        for network_id in self._auto_join:
             try:
-                await self._join(network_id, "")
+                if network_id not in self._networks:
+                    await self._join_now(network_id, "")
+                    self._publish("network.auto_joined", {"network_id": network_id})
             except (RegistryError, InvalidValueError) as error:
-                _log.warning(
-                    "network %d, which this node is to join at its start, was not joined: %s", network_id, error
-                )
-            else:
-                self._publish("network.auto_joined", {"network_id": network_id})
+                if self._not_auto_joined(network_id, error):
+                    continue
+            self._settle_auto_join(network_id)
+        return not self._auto_join
+
+    def _settle_auto_join(self, network_id: int) -> None:
+        self._auto_join = tuple(wanted for wanted in self._auto_join if wanted != network_id)
+
+    def _not_auto_joined(self, network_id: int, error: PilotError) -> bool:
+        """Tells about it; whether it is to be tried again: a definite refusal stays one."""
+        refused = isinstance(error, RegistryRefusedError) and not any(text in error.text for text in NOT_REFUSED)
+        again = not refused and not isinstance(error, InvalidValueError)
+        message = "network %d, which this node is to join at its start, was not joined%s: %s"
+        if again:
+            self._quiet.warning("auto-join", message, network_id, " and is tried again", error)
+        else:
+            _log.warning(message, network_id, "", error)
+        payload = {"network_id": network_id, "error": str(error), "tried_again": again}
+        self._publish("network.auto_join_failed", payload)
+        return again
 
     async def _join(self, network_id: int, token: str) -> Addr:
         with self._looked_up_on_failure():
+            return await self._join_now(network_id, token)
+
+    async def _join_now(self, network_id: int, token: str) -> Addr:
+        try:
+            answer = await self._directory.join_network(network_id, token)
+            addr, policies = answer.addr, _Policies(answer.expr_policy, answer.rules)
+        except RegistryRefusedError as refusal:
+            # Also the answer to a request that was repeated because the first answer was lost.
+            if "already in network" not in refusal.text:
+                raise
+            addr = self._directory.address_in(network_id)
+            policies = _Policies(await self._unless_refused(self._directory.expr_policy(network_id), ""))
+        if network_id not in self._networks:
+            self._add([network_id])
             try:
-                answer = await self._directory.join_network(network_id, token)
-                addr, policies = answer.addr, _Policies(answer.expr_policy, answer.rules)
-            except RegistryRefusedError as refusal:
-                # Also the answer to a request that was repeated because the first answer was lost.
-                if "already in network" not in refusal.text:
-                    raise
-                addr = self._directory.address_in(network_id)
-                policies = _Policies(await self._unless_refused(self._directory.expr_policy(network_id), ""))
-            if network_id not in self._networks:
-                self._add([network_id])
-                try:
-                    await self._refresh(network_id, told=False)
-                except RegistryError:
-                    self.sync_soon()
-                self._publish_joined(network_id, policies)
-                self._keep()
-            return addr
+                await self._refresh(network_id, told=False)
+            except RegistryError:
+                self.sync_soon()
+            self._publish_joined(network_id, policies)
+            self._keep()
+        return addr
 
     def _publish_joined(self, network_id: int, policies: _Policies) -> None:
         payload: dict[str, object] = {

@@ -11,10 +11,12 @@ import logging
 from typing import TYPE_CHECKING
 
 from pilot._fast.errors import RefusedError
-from pilot.coreapi import PolicyEventType
+from pilot.coreapi import PolicyActivity, PolicyEventType
 from pilot.node.directory.quiet import QuietLog
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pilot._fast.addr import Addr
     from pilot._fast.eventbus import EventBus
     from pilot.coreapi import PolicyManager, PolicyRunner
@@ -40,10 +42,23 @@ class PolicyGate:
         self._quiet = QuietLog(_log)
         self.manager: PolicyManager | None = None
 
+    def use(self, manager: PolicyManager | None, changed: Callable[[], object]) -> None:
+        """Asks the runners of `manager` from now on; `changed` is called when `needed` may be another for it."""
+        if manager is not None and isinstance(manager, PolicyActivity):
+            manager.on_activity(changed)
+        self.manager = manager
+        changed()
+
     @property
     def needed(self) -> bool:
         """Whether there is anything to decide; the datapath is spared a call per packet where there is not."""
-        return self.manager is not None or self._memberships.restricted
+        return self._memberships.restricted or self._has_runners()
+
+    def _has_runners(self) -> bool:
+        """A manager that does not tell when it gets runners may have some at any time."""
+        if self.manager is None:
+            return False
+        return not isinstance(self.manager, PolicyActivity) or bool(self.manager.all())
 
     def admit_syn(self, network: int, node: int, port: int) -> bool:
         """Whether `node` may open a stream to `port`, addressed in `network`; publishes `syn.port_rejected` if not."""

@@ -281,8 +281,7 @@ class Runtime:
             random=self._random,
         )
         self.services = NodeServices(self._service_sources, facilities)
-        self.policy.manager = self.services.policies
-        self._policies_changed()
+        self.policy.use(self.services.policies, self._policies_changed)
         deps = Deps(
             streams=self.streams,
             identity=self.identity,

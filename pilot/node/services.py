@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pilot._fast.errors import InvalidValueError, PilotError
@@ -38,7 +38,7 @@ class NodeServices:
             PilotError: a factory failed; the message names it.
         """
         self.registry = ServiceRegistry()
-        for source in sources:
+        for source in _named(sources):
             self.registry.register(_make(source, facilities))
         self._supervisor: Supervisor | None = None
 
@@ -90,17 +90,21 @@ class NodeServices:
             return
 
 
-def _make(source: ServiceSource, facilities: Facilities) -> Service:
-    if isinstance(source, str):
-        return _make(_load(source), facilities)
+def _named(sources: Sequence[ServiceSource]) -> list[Any]:
+    """The sources with what the names stand for; what is installed is looked through once, if at all."""
+    if not any(isinstance(source, str) for source in sources):
+        return list(sources)
+    installed = entry_points(group=ENTRY_POINTS)
+    return [_load(source, installed) if isinstance(source, str) else source for source in sources]
+
+
+def _make(source: Any, facilities: Facilities) -> Service:
     try:
-        if isinstance(source, type):
-            made: Service = source()
-            return made
-        if isinstance(source, Service):
+        if isinstance(source, Service) and not isinstance(source, type):
             return source
         if callable(source):
-            return source(facilities)
+            made: Service = source() if isinstance(source, type) else source(facilities)
+            return made
     except PilotError:
         raise
     except Exception as error:
@@ -110,12 +114,11 @@ def _make(source: ServiceSource, facilities: Facilities) -> Service:
     )
 
 
-def _load(name: str) -> Any:
-    found = entry_points(group=ENTRY_POINTS)
+def _load(name: str, installed: EntryPoints) -> Any:
     try:
-        entry = found[name]
+        entry = installed[name]
     except KeyError:
-        known = ", ".join(sorted(found.names)) or "none"
+        known = ", ".join(sorted(installed.names)) or "none"
         raise InvalidValueError(
             f"no plugin {name!r} is installed (entry points {ENTRY_POINTS}); there are: {known}"
         ) from None

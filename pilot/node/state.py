@@ -2,65 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from pilot._fast.errors import BusyError, InvalidValueError
+from pilot._files import private_directory, read_limited, write_atomically
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["StateDirectory", "read_file", "write_file"]
+__all__ = ["StateDirectory"]
 
 LOCK_NAME = ".lock"
 MAX_STATE_BYTES = 16 * 1024 * 1024  # far above any state this library writes; stops a wrong file from filling memory
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Replaces `path` by `data` (mode 0600) so that a crash leaves the old or the new content, never a mixture.
-
-    Symbolic links are followed. Blocks for one fsync. Raises `OSError`, and then leaves `path` as it was.
-    """
-    path = Path(os.path.realpath(path))
-    temp = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-        os.replace(temp, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temp)
-        raise
-    _sync_directory(path.parent)
-
-
-def read_file(path: Path, limit: int = MAX_STATE_BYTES) -> tuple[bytes, int]:
-    """The content of `path` and its mode bits, both of the same open file.
-
-    Raises `FileNotFoundError`, other `OSError`, and `InvalidValueError` when the file is longer than `limit` bytes.
-    """
-    with open(path, "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode & 0o777
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise InvalidValueError(f"{path} is longer than {limit} bytes: it is not a state file of pilot, move it away")
-    return data, mode
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class StateDirectory:
@@ -84,11 +41,7 @@ class StateDirectory:
         """
         if self.path is None or self._lock_fd >= 0:
             return
-        try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except FileExistsError:
-            raise InvalidValueError(f"state directory {self.path} is a file: choose another path") from None
-        fd = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(private_directory(self.path) / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             # flock, not lockf: it also keeps apart two nodes of one process.
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -129,7 +82,7 @@ class StateDirectory:
         if path is None:
             return None
         try:
-            data, _ = read_file(path)
+            data = read_limited(path, MAX_STATE_BYTES)
         except FileNotFoundError:
             return None
         try:
@@ -147,7 +100,7 @@ class StateDirectory:
         """
         path = self.file(name)
         if path is not None:
-            write_file(path, json.dumps(value, indent=2, ensure_ascii=False).encode())
+            write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False).encode())
 
     def remove(self, name: str) -> None:
         """Deletes what is stored under `name`, if anything is."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pilot.coreapi import PilotError, recover_plugin
 
@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 
 __all__ = ["StreamServer"]
 
+AFTER_CRASH_SECONDS: Final = 1.0
+"""Until streams are taken again after that itself has crashed."""
+
 
 class StreamServer:
     """Runs `handle` for every stream to a port; a crash of one ends that stream and is counted for the plugin.
 
+    A crash of taking streams is counted too; one second later they are taken again, those that came meanwhile first.
     A stream is closed when `handle` returns and reset when it raises; what a peer or the network can cause
     (`PilotError`, `EOFError`, `TimeoutError`) is no crash. Beyond `most` streams, or `most_per_peer` of one
     node, further ones are closed at once, and counted in `refused`.
@@ -53,6 +57,7 @@ class StreamServer:
         if self._listener is not None:
             await self._listener.close()
         if self._accepting is not None:
+            self._accepting.cancel()
             await asyncio.wait([self._accepting])
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
@@ -62,11 +67,14 @@ class StreamServer:
             await asyncio.wait(self._tasks)
 
     async def _accept(self, listener: Listener) -> None:
-        with recover_plugin(self._plugin, "accept", self._deps.events):
-            async for stream in listener:
-                task = asyncio.create_task(self._serve(stream), name=f"{self._plugin} {stream.remote_addr}")
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+        while True:
+            with recover_plugin(self._plugin, "accept", self._deps.events):
+                async for stream in listener:
+                    task = asyncio.create_task(self._serve(stream), name=f"{self._plugin} {stream.remote_addr}")
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+                return  # the listener is closed
+            await asyncio.sleep(AFTER_CRASH_SECONDS)
 
     async def _serve(self, stream: Stream) -> None:
         peer = stream.remote_addr.node

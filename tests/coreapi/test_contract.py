@@ -20,6 +20,7 @@ PROTOCOLS = [
     coreapi.Identity,
     coreapi.Listener,
     coreapi.PeerResolver,
+    coreapi.PolicyActivity,
     coreapi.PolicyManager,
     coreapi.PolicyProvider,
     coreapi.PolicyRunner,

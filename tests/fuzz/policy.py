@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from pilot.coreapi import InvalidValueError, PolicyEventType
-from pilot.plugins.policy import EvaluationError, load_policy_untrusted, parse_document_untrusted
+from pilot.plugins.policy import (
+    EvaluationError,
+    load_policy_in_thread_untrusted,
+    load_policy_untrusted,
+    parse_document_untrusted,
+)
 from pilot.plugins.policy.gojson import encode, parse_untrusted
 from pilot.plugins.policy.managed import parse_rules_untrusted
 from pilot.plugins.policy.peers import MAX_TAGS, read_table_untrusted
 from pilot.plugins.policy.quick import CANNOT
+from pilot.testing import run
 from tests.fuzz.driver import Target
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "vectors" / "services.json").read_text())
@@ -32,6 +38,8 @@ def run_policy(data: bytes) -> None:
     assert again.encoded() == written
     assert again.rules == document.rules
     policy = loaded(lambda: load_policy_untrusted(data, "policy: parse", "policy: compile"))
+    threaded = loaded(lambda: run(load_policy_in_thread_untrusted(data, "policy: parse", "policy: compile")))
+    assert (threaded is None) is (policy is None)
     for event in PolicyEventType if policy is not None else ():
         with contextlib.suppress(EvaluationError):
             outcome = policy.evaluate(event, VARIABLES)

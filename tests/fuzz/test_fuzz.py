@@ -101,6 +101,7 @@ REACHED_BY = {
     "pilot/plugins/nameserver/lines.py:parse_request_untrusted": "names",
     "pilot/plugins/nameserver/lines.py:parse_services_untrusted": "names",
     "pilot/plugins/nameserver/service.py:answer_untrusted": "names",
+    "pilot/plugins/policy/compiled.py:load_policy_in_thread_untrusted": "policy",
     "pilot/plugins/policy/compiled.py:load_policy_untrusted": "policy",
     "pilot/plugins/policy/decoder.py:decode_document_untrusted": "policy",
     "pilot/plugins/policy/document.py:parse_document_untrusted": "policy",

@@ -24,6 +24,8 @@ from tests.interop.official import (
     OfficialDaemon,
 )
 from tests.interop.ours import our_node
+from tests.interop.probe import registry_call
+from tests.interop.rendezvous import ADMIN_TOKEN
 from tests.plugins.webhook.receiver import receiver
 
 COMPLAINTS = (*AFTER_TRUST_ENDED, *AFTER_MAILBOX_APPROVAL, *WHEN_STRANGERS_CALL, *WHEN_HANDSHAKES_ARE_REJECTED)
@@ -153,6 +155,30 @@ async def test_mutual_and_automatic(start_daemon, rendezvous, namespace) -> None
         await trust(node).request(generous.node_id, "let me in")
         assert await trust(node).wait_for_trust(generous.node_id, 10)
         await eventually_trusts(generous, node)
+
+
+async def test_trust_in_a_shared_network_stays_revoked_until_we_approve(start_daemon, rendezvous, namespace) -> None:
+    daemon = await start_daemon("bob", public=True, expect=COMPLAINTS)
+    async with ours(namespace, rendezvous) as node:
+        created = await registry_call(
+            rendezvous.registry,
+            type="create_network",
+            node_id=daemon.node_id,  # which is a member from then on
+            name="team",
+            join_rule="open",
+            token="",
+            admin_token=ADMIN_TOKEN,
+        )
+        await node.join_network(created["network_id"])
+        await daemon.ctl("handshake", str(node.node_id), "colleagues")
+        await eventually_trusts(daemon, node)
+        assert trust(node).trusted()[0].network == created["network_id"]
+        await trust(node).revoke(daemon.node_id)
+        await eventually_trusts(daemon, node, wanted=False)
+        await is_asked(node, daemon, "again")
+        assert trust(node).trusted() == []
+        assert await trust(node).approve(daemon.node_id)
+        assert (await eventually_trusts(daemon, node))["mutual"] is True
 
 
 async def test_private_nodes_meet_through_the_mailbox(start_daemon, rendezvous, namespace) -> None:

@@ -68,6 +68,8 @@ OFFICIAL = {
     "security.src_spoofed": "authenticated_peer_hash claimed_src_hash",
 }
 """services.md 8.2, but for the topics of plugins."""
+OWN = {"network.auto_join_failed": "network_id error tried_again"}
+TOPICS = OFFICIAL | OWN
 
 NEVER = {"tunnel.rx_wedge_restart_loop", "tunnel.rx_wedged_exit", "tunnel.desync_salvage"}
 """What does not happen in this library: the process is not ended, and no plaintext is kept to be sent again."""
@@ -82,9 +84,9 @@ def documented() -> dict[str, tuple[set[str], bool]]:
 def test_the_page_is_complete() -> None:
     page = documented()
     assert {topic: keys for topic, (keys, _) in page.items()} == {
-        topic: set(keys.split()) for topic, keys in OFFICIAL.items()
+        topic: set(keys.split()) for topic, keys in TOPICS.items()
     }
-    assert {topic for topic, (_, limited) in page.items() if limited} == set(STRANGER_TOPICS) & OFFICIAL.keys()
+    assert {topic for topic, (_, limited) in page.items() if limited} == set(STRANGER_TOPICS) & TOPICS.keys()
     assert len(page) == len(re.findall(r"^\| `", PAGE, re.MULTILINE))
 
 
@@ -170,7 +172,7 @@ async def networks(stage: Stage) -> None:
     joined = create(stage.world, expr_policy=POLICY)
     auto = create(stage.world, "auto", rules={"links": 5, "cycle": "1h"})
     admin = stage.world.rendezvous.administer
-    alice, bob = await stage.pair(join=str(auto))
+    alice, bob = await stage.pair(join=f"{auto},99")
     for node in (alice, bob):
         await node.join_network(joined)
     target = Addr(joined, bob.node_id)
@@ -291,8 +293,8 @@ SCENARIOS: dict[Callable[[Stage], Awaitable[None]], str] = {
     "tunnel.host_resumed",
     streams: "tunnel.established tunnel.peer_added conn.syn_received conn.established conn.fin conn.rst "
     "conn.accept_queue_full data.datagram",
-    networks: "network.joined network.auto_joined network.left network.tags_changed syn.port_rejected "
-    "datagram.port_rejected",
+    networks: "network.joined network.auto_joined network.auto_join_failed network.left network.tags_changed "
+    "syn.port_rejected datagram.port_rejected",
     strangers: "syn.rejected datagram.rejected security.syn_rate_limited",
     attackers: "security.nonce_replay security.src_spoofed",
     silence: "tunnel.path_suspect tunnel.path_recovered conn.dead_peer tunnel.rx_silence tunnel.rx_recovered",
@@ -321,7 +323,7 @@ def play(scenario: Callable[[Stage], Awaitable[None]]) -> dict[str, list[dict[st
 
 def check_keys(heard: dict[str, list[dict[str, Any]]]) -> None:
     for topic, payloads in heard.items():
-        keys = OFFICIAL[topic].split()
+        keys = TOPICS[topic].split()
         needed = {key for key in keys if not key.endswith("?")}
         for payload in payloads:
             assert needed <= payload.keys() <= {key.removesuffix("?") for key in keys}, (topic, payload)
@@ -354,4 +356,4 @@ def test_a_failing_port_list(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_topic_is_left_out() -> None:
     played = {topic for topics in SCENARIOS.values() for topic in topics.split()} | {"network.policy_load_failed"}
-    assert played == OFFICIAL.keys() - NEVER
+    assert played == TOPICS.keys() - NEVER

@@ -6,6 +6,8 @@ Source: services.md 8.2, 9.1, 9.8; rendezvous.md 6 and 8.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -154,6 +156,97 @@ async def test_auto_join(world: World) -> None:
     world.rendezvous.administer("kick_member", network_id=other, target_node_id=node.node_id)
     await asyncio.sleep(ROUND)
     assert node.networks.ids() == [open1], "it is joined at the start, not again and again"
+
+
+class Joining:
+    """Makes the registry's answer to joining an error, for as long as there is one for the network."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **errors: Exception) -> None:
+        self.errors = {int(name[1:]): error for name, error in errors.items()}
+        self.asked: list[tuple[int, float]] = []
+        real = Directory.join_network
+
+        async def join_network(directory: Directory, network_id: int, token: str = "") -> Any:
+            self.asked.append((network_id, asyncio.get_running_loop().time()))
+            if network_id in self.errors:
+                raise self.errors[network_id]
+            return await real(directory, network_id, token)
+
+        monkeypatch.setattr(Directory, "join_network", join_network)
+
+    def pauses(self, network_id: int) -> list[float]:
+        times = [when for asked, when in self.asked if asked == network_id]
+        return [later - sooner for sooner, later in itertools.pairwise(times)]
+
+
+def test_auto_join_that_meets_an_outage_is_tried_until_it_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Joining(
+        monkeypatch, n1=RegistryError("down"), n2=RegistryRefusedError("rate limited: x", "rate limited: x")
+    )
+    early = Early()
+
+    async def body(world: World) -> None:
+        networks = [create(world, f"n{number}") for number in (1, 2, 3)]
+        assert networks == [1, 2, 3]
+        node = await world.machine(join="1,2,3", services=[early.made]).start()
+        assert node.networks.ids() == [3], "what fails does not stop the others"
+        assert [topic for topic, _ in early.told()] == [
+            *("network.auto_join_failed", "network.auto_join_failed", "network.joined", "network.auto_joined")
+        ]
+        await asyncio.sleep(400)
+        assert [round(pause) for pause in registry.pauses(1)] == [10, 20, 40, 80, 160]
+        assert registry.pauses(2) == pytest.approx(registry.pauses(1), abs=1.0)
+        assert registry.pauses(3) == []
+        failed = early.told()
+        assert failed[0] == ("network.auto_join_failed", {"network_id": 1, "error": "down", "tried_again": True})
+        assert len(failed) == 10
+        await asyncio.sleep(1000)
+        assert max(registry.pauses(1)) <= 301.0
+        registry.errors.clear()
+        await asyncio.sleep(301)
+        assert node.networks.ids() == [1, 2, 3]
+        assert [topic for topic, _ in early.told()][-4:] == ["network.joined", "network.auto_joined"] * 2
+        registry.asked.clear()
+        await asyncio.sleep(2 * ROUND)
+        assert registry.asked == []
+
+    simulate("auto-join", body)
+
+
+def test_auto_join_that_is_refused_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Joining(
+        monkeypatch, n1=RegistryRefusedError("no", "no such network"), n2=InvalidValueError("no network")
+    )
+    early = Early()
+
+    async def body(world: World) -> None:
+        await world.machine(join="1,2", services=[early.made]).start()
+        await asyncio.sleep(2 * ROUND)
+        assert [network for network, _ in registry.asked] == [1, 2]
+        assert early.told() == [
+            ("network.auto_join_failed", {"network_id": 1, "error": "no", "tried_again": False}),
+            ("network.auto_join_failed", {"network_id": 2, "error": "no network", "tried_again": False}),
+        ]
+
+    simulate("auto-join refused", body)
+
+
+def test_auto_join_ends_with_the_node_and_with_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Joining(monkeypatch, n1=RegistryError("down"), n2=RegistryError("down"))
+
+    async def body(world: World) -> None:
+        machine = world.machine(join="1,2")
+        node = await machine.start()
+        with contextlib.suppress(RegistryError):
+            await node.leave_network(2)
+        registry.asked.clear()
+        await asyncio.sleep(15)
+        assert [network for network, _ in registry.asked] == [1]
+        await machine.stop()
+        await asyncio.sleep(ROUND)
+        assert len(registry.asked) == 1
+
+    simulate("auto-join ends", body)
 
 
 @scenario

@@ -6,7 +6,7 @@ Source: services.md 9.7.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -327,6 +327,8 @@ def test_whole_nodes() -> None:
         await bob.listen(80)
         told = events(bob, "*.port_rejected")
         target = Addr(0, bob.node_id)
+        assert bob._runtime is not None
+        assert bob._runtime.datapath.mux.policy is not None, "a manager that does not tell may have runners at any time"
         assert await answered(alice, target, 80)
         assert runner.asked == []
         runner.members.add(alice.node_id)
@@ -355,6 +357,45 @@ def test_whole_nodes() -> None:
         inbox.close()
 
     simulate("policies", body)
+
+
+class Telling(Manager):
+    """A policy manager that tells when it has runners."""
+
+    def on_activity(self, changed: Callable[[], object]) -> None:
+        self.changed = changed
+
+    def set(self, *runners: Runner) -> None:
+        self.runners = list(runners)
+        self.changed()
+
+
+def test_a_manager_that_tells_is_asked_only_while_it_has_runners() -> None:
+    service = Policies()
+    manager: Any = Telling()
+    manager.start = manager.stop = manager.get = manager.stop_all = manager.load_persisted = lambda *args: None
+    service.policy_manager = manager
+
+    async def body(world: World) -> None:
+        bob = await world.machine("bob", services=[service]).start()
+        assert bob._runtime is not None
+        assert bob._runtime.datapath.mux.policy is None
+        runner = Runner(5)
+        manager.set(runner)
+        assert bob._runtime.datapath.mux.policy is not None
+        alice = await world.machine("alice").start()
+        await bob.listen(80)
+        runner.members.add(alice.node_id)
+        runner.deny = {80}
+        assert not await answered(alice, bob.address, 80)
+        asked = len(runner.asked)
+        assert asked
+        manager.set()
+        assert bob._runtime.datapath.mux.policy is None
+        assert await answered(alice, bob.address, 80)
+        assert len(runner.asked) == asked
+
+    simulate("telling", body)
 
 
 def test_port_list_of_a_network() -> None:

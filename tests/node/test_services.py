@@ -7,6 +7,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable
+from importlib.metadata import EntryPoint, EntryPoints
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from pilot.coreapi import (
     recover_plugin,
     reset_plugin_recovered_panic_count_for_test,
 )
+from pilot.node import services
 from pilot.node.services import NodeServices
 from pilot.testing import World, simulate
 
@@ -68,6 +70,10 @@ class Greeter(Service):
                     if self.crash():
                         raise RuntimeError("boom")
                     await stream.write(GREETING)
+
+
+class Second(Greeter):
+    name = "second"
 
 
 class Named(Greeter):
@@ -475,6 +481,23 @@ def test_sources_that_cannot_be_used() -> None:
             NodeServices([source], None)  # type: ignore[list-item, arg-type]
     with pytest.raises(InvalidValueError, match="two services have the name 'greeter'"):
         NodeServices([Greeter(), Greeter()], None)  # type: ignore[arg-type]
+
+
+def test_what_is_installed_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def installed(*, group: str) -> EntryPoints:
+        asked.append(group)
+        return EntryPoints(
+            [EntryPoint("a", f"{__name__}:Greeter", group), EntryPoint("b", f"{__name__}:Second", group)]
+        )
+
+    monkeypatch.setattr(services, "entry_points", installed)
+    made = NodeServices(["a", "b"], None).registry.all()  # type: ignore[arg-type]
+    assert [service.name for service in made] == ["greeter", "second"]
+    assert asked == ["pilot.plugins"], "once"
+    NodeServices([Greeter()], None)  # type: ignore[arg-type]
+    assert asked == ["pilot.plugins"], "without names nobody looks"
 
 
 def test_a_plugin_that_lacks_a_package_says_which(monkeypatch: pytest.MonkeyPatch) -> None:

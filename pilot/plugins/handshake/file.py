@@ -1,6 +1,7 @@
 """`trust.json`: the official file, read and written; changes are written one after the other (plugin handshake, L11).
 
-Source: services.md 1.6. A user can bring the file of the official daemon.
+Source: services.md 1.6. A user can bring the file of the official daemon. The list `distrusted` is our own; the
+official daemon passes over it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from pilot._files import private_directory, read_limited, write_atomically
 from pilot.coreapi import InvalidValueError
-from pilot.plugins._files import private_directory, read_limited, write_atomically
 from pilot.plugins.handshake.message import printable
-from pilot.plugins.handshake.records import REQUEST_SECONDS, PendingRequest, TrustBook, TrustRecord
+from pilot.plugins.handshake.records import MAX_DISTRUSTED, REQUEST_SECONDS, PendingRequest, TrustBook, TrustRecord
 
 if TYPE_CHECKING:
     import logging
@@ -50,6 +51,8 @@ def dump(book: TrustBook) -> bytes:
         fields["revoked"] = [{"node_id": node, "until": _time_text(at)} for node, at in book.revoked.items()]
     if book.outgoing:
         fields["outgoing"] = [{"node_id": node, "sent_at": _time_text(at)} for node, at in book.outgoing.items()]
+    if book.distrusted:
+        fields["distrusted"] = [{"node_id": node, "at": _time_text(at)} for node, at in book.distrusted.items()]
     return json.dumps(fields, indent=2, ensure_ascii=False).translate(_ESCAPES).encode()
 
 
@@ -94,14 +97,16 @@ def load(data: bytes, now: float) -> tuple[TrustBook, int]:
     pending, bad_pending = _entries(fields, "pending", _pending)
     revoked, bad_revoked = _entries(fields, "revoked", lambda entry: (_node(entry), _time(entry, "until")))
     outgoing, bad_outgoing = _entries(fields, "outgoing", lambda entry: (_node(entry), _time(entry, "sent_at")))
+    distrusted, bad_distrusted = _entries(fields, "distrusted", lambda entry: (_node(entry), _time(entry, "at")))
     book = TrustBook(
         {record.node_id: record for record in trusted},
         {request.node_id: request for request in pending},
         {node: at for node, at in outgoing if at >= now - REQUEST_SECONDS},
         dict(revoked),
         dict.fromkeys(node for node, _ in revoked),
+        dict(distrusted[-MAX_DISTRUSTED:]),
     )
-    return book, bad_trusted + bad_pending + bad_revoked + bad_outgoing
+    return book, bad_trusted + bad_pending + bad_revoked + bad_outgoing + bad_distrusted
 
 
 def _entries(fields: dict[str, Any], name: str, parse: Callable[[Any], T]) -> tuple[list[T], int]:

@@ -1,4 +1,8 @@
-"""Who is trusted without asking the user, and why (plugin handshake, L11). Source: services.md 1.3."""
+"""Who is trusted without asking the user, and why (plugin handshake, L11). Source: services.md 1.3.
+
+Unlike 1.18.0 no network and no list of agents gives trust back that the user has revoked; `auto_approve`, the user's
+own word that every request is accepted, does.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +60,7 @@ class Grants:
             return self._if_room(Grant("auto_approve")) if self._auto_approve else None
         if node_id in self._book.outgoing:
             return Grant("mutual", mutual=True)
-        if shared:
+        if shared and not self._is_distrusted(node_id):
             return self._if_room(Grant("same_network", network=min(shared)))
         if agent := self._agent(node_id, key):
             return self._if_room(Grant("trusted_agent", agent=agent.name))
@@ -66,18 +70,21 @@ class Grants:
         """The first that holds for a request out of the mailbox, which carries no key: no pin can match."""
         if node_id in self._book.outgoing:
             return Grant("mutual", mutual=True, announced=False)
-        if shared:
+        if shared and not self._is_distrusted(node_id):
             return self._if_room(Grant("same_network", network=min(shared), announced=False))
         if agent := self._agent(node_id, b""):
             return self._if_room(Grant("trusted_agent", agent=agent.name, suffix="_relayed"))
         return self._if_room(Grant("auto_approve", suffix="_relayed")) if self._auto_approve else None
 
     def _agent(self, node_id: int, key: bytes) -> TrustMatch:
-        if self._agents is None:
+        if self._agents is None or self._is_distrusted(node_id):
             return TrustMatch()
         if isinstance(self._agents, KeyedTrustChecker):
             return self._agents.is_trusted_with_key(node_id, key)
         return self._agents.is_trusted(node_id)
+
+    def _is_distrusted(self, node_id: int) -> bool:
+        return node_id in self._book.distrusted
 
     def _if_room(self, grant: Grant) -> Grant | None:
         return grant if len(self._book.trusted) < MAX_GRANTED_UNASKED else None

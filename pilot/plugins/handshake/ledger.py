@@ -71,9 +71,14 @@ class Ledger:
 
     # ------------------------------------------------------------------------------------- end of trust
 
-    def revoke(self, node_id: int) -> None:
-        """The user takes trust back; for five minutes late approvals count for nothing."""
+    def revoke(self, node_id: int, *, automatic: bool) -> None:
+        """Trust is taken back; for five minutes late approvals count for nothing.
+
+        Where the user does it, and not something `automatic`, only the user gives it again.
+        """
         del self.book.trusted[node_id]
+        if not automatic:
+            self.book.distrust(node_id, self.now())
         self.book.revoked[node_id] = self.now() + COOLDOWN_SECONDS
         self.book.withdraw(node_id)
         self._file.changed()
@@ -129,6 +134,7 @@ class Ledger:
             self.book.revoked[node_id] = self.now()
         else:
             self.book.revoked.pop(node_id, None)
+        self.book.distrusted.pop(node_id, None)
         self.book.add_outgoing(node_id, self.now())
         self._file.changed()
 

@@ -309,12 +309,12 @@ class Life:
         await self._file.write(self._book)
         return had_asked
 
-    async def revoke(self, node: int) -> None:
+    async def revoke(self, node: int, *, automatic: bool) -> None:
         """See `HandshakeService.revoke`."""
         self._check_registered()
         if node not in self._book.trusted:
             raise PeerNotFoundError(f"node {node} was not trusted")
-        self.ledger.revoke(node)
+        self.ledger.revoke(node, automatic=automatic)
         self.mailbox.settled(node)
         self._telling_revoked.add(node)
         telling = self._errands.spawn("revoke", self._finish_revocation(node))

@@ -1,4 +1,4 @@
-"""`TrustBook`: who is trusted, who asks, whom this node asked, who was revoked lately (plugin handshake, L11).
+"""`TrustBook`: who is trusted, who asks, whom this node asked, who was revoked (plugin handshake, L11).
 
 Source: services.md 1.3, 1.4 and 1.6. All times are unix seconds.
 """
@@ -15,6 +15,8 @@ MAX_PENDING: Final = 256
 MAX_PENDING_PER_SOURCE: Final = 16
 MAX_OUTGOING: Final = 4096
 MAX_WITHDRAWALS: Final = 4096
+MAX_DISTRUSTED: Final = 16384
+"""Of nodes the user has revoked so many are remembered, the latest: as many as can be trusted unasked."""
 MAX_GRANTED_UNASKED: Final = 16384
 """So many trusted nodes, and nobody is trusted any more without this node's user having a say."""
 REQUEST_SECONDS: Final = 30 * 86400
@@ -52,7 +54,7 @@ class PendingRequest:
 
 @dataclass(slots=True)
 class TrustBook:
-    """The four tables. Changing one is its owner's business; what is here keeps their bounds."""
+    """The tables. Changing one is its owner's business; what is here keeps their bounds."""
 
     trusted: dict[int, TrustRecord] = field(default_factory=dict)
     pending: dict[int, PendingRequest] = field(default_factory=dict)
@@ -62,9 +64,12 @@ class TrustBook:
     """Until when late approvals of each node are ignored. It stays while the registry has the pair: see `withdraw`."""
     withdrawals: dict[int, None] = field(default_factory=dict)
     """The nodes, oldest first, whom the registry has yet to pair with this one no more."""
+    distrusted: dict[int, int] = field(default_factory=dict)
+    """When the user took trust back from each node, oldest first: what others say of it does not bring that back."""
 
     def trust(self, record: TrustRecord) -> None:
         """Enters `record`; requests in either direction are settled by it, and so is an earlier revocation."""
+        self.distrusted.pop(record.node_id, None)
         self.trusted[record.node_id] = record
         self.pending.pop(record.node_id, None)
         self.outgoing.pop(record.node_id, None)
@@ -76,6 +81,13 @@ class TrustBook:
         self.withdrawals[node_id] = None
         if len(self.withdrawals) > MAX_WITHDRAWALS:
             del self.withdrawals[next(iter(self.withdrawals))]
+
+    def distrust(self, node_id: int, now: int) -> None:
+        """Enters that the user has taken trust back; where there is no room the oldest entry is forgotten."""
+        self.distrusted.pop(node_id, None)
+        self.distrusted[node_id] = now
+        if len(self.distrusted) > MAX_DISTRUSTED:
+            del self.distrusted[next(iter(self.distrusted))]
 
     def add_pending(self, request: PendingRequest) -> bool:
         """Enters a request in place of an earlier one of the same node; False when there is no room.

@@ -3,9 +3,11 @@
 What another plugin may use of it, by a Protocol of its own (`facilities.service("handshake")` gives the object):
 
     trusted() -> list[TrustRecord]                 # node_id, public_key, approved_at (unix seconds), mutual, network
+    distrusted() -> dict[int, int]                 # whom the operator has revoked, and when: what acts by itself
+                                                   # asks none of them
     is_trusted_peer(node_id) -> bool
     async request(node_id, justification="") -> RequestOutcome
-    async revoke(node_id) -> None
+    async revoke(node_id, automatic=True) -> None
 
 Source: services.md 1.
 """
@@ -108,6 +110,13 @@ class HandshakeService(Service):
         """The nodes this one has asked and when (unix seconds). Raises `ServiceNotReadyError` as the others."""
         return dict(self._running().ledger.book.outgoing)
 
+    def distrusted(self) -> dict[int, int]:
+        """The nodes whose trust `revoke` took back for good, and when (unix seconds), until `approve` or `request`.
+
+        Raises `ServiceNotReadyError` as the others.
+        """
+        return dict(self._running().ledger.book.distrusted)
+
     async def refresh(self) -> None:
         """Takes what is there out of the registry's mailbox. That it cannot be asked is logged.
 
@@ -172,8 +181,12 @@ class HandshakeService(Service):
         """
         return await self._running().reject(_checked_id(node_id), reason)
 
-    async def revoke(self, node_id: int) -> None:
+    async def revoke(self, node_id: int, *, automatic: bool = False) -> None:
         """Trusts `node_id` no more; it is told, its tunnel with all streams ends, the registry forgets the pair.
+
+        From then on its requests wait for `approve`, also where both share a network or it is on the list of trusted
+        agents, until it is trusted or asked (`request`) again. Not so where something `automatic` revokes, like a
+        policy; nor with `auto_approve`, which accepts every request.
 
         Returns when the tunnel has ended: as soon as the peer was told, after 15 s if it does not answer. For five
         minutes approvals of it are ignored. Cancelled, trust has ended, and the rest goes on in the background.
@@ -183,7 +196,7 @@ class HandshakeService(Service):
             PeerNotFoundError: it was not trusted.
             ServiceNotReadyError: the plugin does not run.
         """
-        await self._running().revoke(_checked_id(node_id))
+        await self._running().revoke(_checked_id(node_id), automatic=automatic)
 
 
 def _checked_id(node_id: int) -> int:

@@ -7,6 +7,7 @@ from pilot.plugins.policy.compiled import (
     EvaluationError,
     Outcome,
     compile_policy,
+    load_policy_in_thread_untrusted,
     load_policy_untrusted,
 )
 from pilot.plugins.policy.document import (
@@ -37,6 +38,7 @@ __all__ = [
     "PolicyService",
     "Rule",
     "compile_policy",
+    "load_policy_in_thread_untrusted",
     "load_policy_untrusted",
     "parse_document_untrusted",
 ]

@@ -249,7 +249,8 @@ class Actor:
         if directive.action.text("by") == "random":
             self.random.shuffle(trusted)
         chosen = [record.node_id for record in trusted[:count]]
-        self.spawn("prune_trust", partial(self._each, chosen, handshakes.revoke, "end the trust in"))
+        revoke = partial(handshakes.revoke, automatic=True)
+        self.spawn("prune_trust", partial(self._each, chosen, revoke, "end the trust in"))
         tally.pruned_trust += count
         payload = {"network_id": self.table.network_id, "rule": directive.rule, "pruned": count}
         self.publish("policy.prune_trust", payload)
@@ -260,7 +261,8 @@ class Actor:
             return
         trusted = {record.node_id for record in handshakes.trusted()}
         missing = min(_count(directive.action.number("target")) - len(trusted), MAX_TRUST_CALLS)
-        free = [n for n in self.candidates if n not in trusted]
+        passed_over = trusted | frozenset(handshakes.distrusted())
+        free = [n for n in self.candidates if n not in passed_over]
         chosen = self.random.sample(free, max(0, min(missing, len(free))))
         if not chosen:
             return

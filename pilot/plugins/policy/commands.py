@@ -58,10 +58,13 @@ class PolicyCommands:
             return shown | {"engine": "policy", "expr_policy": json.loads(runner.policy_json())}
         return shown | {"engine": "none" if self._manager.managed(network_id) is None else "managed"}
 
-    def set_policy(self, network_id: int, policy_json: Buffer) -> dict[str, Any]:
-        """Applies a document here, without telling the registry. Raises what `PolicyManager.start` raises."""
-        self._manager.start(network_id, policy_json)
-        return {"applied": True, "network_id": network_id, "type": "managed_policy_ok"}
+    async def set_policy(self, network_id: int, policy_json: Buffer) -> dict[str, Any]:
+        """Applies a document here, without telling the registry; `applied` is false where a later one has overtaken it.
+
+        Cancelled, the network has the policy it had. Raises what `PolicyManager.start` raises.
+        """
+        runner = await self._manager.apply(network_id, policy_json)
+        return {"applied": runner is not None, "network_id": network_id, "type": "managed_policy_ok"}
 
     def _any(self, network_id: int) -> Runner | ManagedRunner:
         running: list[Runner | ManagedRunner] = [*self._manager.running(), *self._manager.all_managed()]

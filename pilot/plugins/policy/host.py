@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from random import Random
 from typing import Protocol
@@ -89,12 +89,16 @@ class Handshakes(Protocol):
         """Everybody trusted now."""
         ...
 
+    def distrusted(self) -> Collection[int]:
+        """The nodes whose trust the user has revoked; no rule asks them for it."""
+        ...
+
     async def request(self, node_id: int, justification: str = "") -> object:
         """Asks a node for trust. Raises `PilotError` or `TimeoutError`."""
         ...
 
-    async def revoke(self, node_id: int) -> None:
-        """Ends the trust in a node. Raises `PilotError` or `TimeoutError`."""
+    async def revoke(self, node_id: int, *, automatic: bool) -> None:
+        """Ends the trust in a node; `automatic`: not the user does. Raises `PilotError` or `TimeoutError`."""
         ...
 
 

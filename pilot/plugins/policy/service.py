@@ -125,7 +125,7 @@ class PolicyService(Service):
                     waiting.pop(0)
                     with recover_plugin(NAME, "start", deps.events):  # of one network: the others start all the same
                         if network_id in self._host.networks.ids():  # it may have been left meanwhile
-                            self._start(deps, network_id, text, rules.get(network_id))
+                            await self._start(deps, network_id, text, rules.get(network_id))
             except (PilotError, TimeoutError) as error:
                 deps.logger.warning(
                     "the policies of networks %s are not known, next try in %g s: %s", waiting, pause, error
@@ -136,23 +136,23 @@ class PolicyService(Service):
     async def _follow(self, events: Subscription) -> None:
         async for event in events:
             assert self._deps is not None  # set before the task starts
-            network_id = event.payload.get("network_id")
+            payload, network_id = event.payload, event.payload.get("network_id")
             if not isinstance(network_id, int):
                 continue
             with recover_plugin(NAME, "follow", self._deps.events):  # of one network: the others are followed on
                 if event.topic == "network.joined":
-                    self._start(self._deps, network_id, event.payload.get("expr_policy"), event.payload.get("rules"))
+                    await self._start(self._deps, network_id, payload.get("expr_policy"), payload.get("rules"))
                 elif event.topic == "network.left":
                     self._manager.stop(network_id)
                     self._manager.stop_managed(network_id)
 
-    def _start(self, deps: Deps, network_id: int, policy: object, rules: object) -> None:
+    async def _start(self, deps: Deps, network_id: int, policy: object, rules: object) -> None:
         """Runs what a network has, unless something runs for it already. What cannot be used is logged."""
-        if network_id == 0 or self._manager.get(network_id) or self._manager.managed(network_id):
+        if network_id == 0 or not self._manager.is_free(network_id):
             return
         try:
             if policy:
-                self._manager.start(network_id, _document(policy))
+                await self._manager.apply(network_id, _document(policy), replace=False)
             elif rules:
                 self._manager.start_managed(network_id, rules)
         except InvalidValueError as error:

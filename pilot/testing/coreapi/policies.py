@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from pilot._fast.errors import InvalidValueError
-from pilot.coreapi import PolicyEventType, PolicyManager, PolicyRunner
+from pilot.coreapi import PolicyActivity, PolicyEventType, PolicyManager, PolicyRunner
 from pilot.testing.coreapi.expecting import expecting
 
 __all__ = ["POLICY_MANAGER_CHECKS"]
@@ -122,6 +122,26 @@ async def actions_status_and_document(manager: PolicyManager) -> None:
     manager.stop_all()
 
 
+async def tells_when_it_has_runners(manager: PolicyManager) -> None:
+    """Of a manager that offers `PolicyActivity`; others need not."""
+    if not isinstance(manager, PolicyActivity):
+        return
+    told: list[int] = []
+    manager.on_activity(lambda: told.append(len(manager.all())))
+    manager.start(NETWORK, DENY_PORT_23)
+    assert told == [1], f"a first runner came, and the numbers told are {told}"
+    manager.start(NETWORK, ALLOW_80_ONLY)
+    manager.start(NETWORK + 1, ALLOW_80_ONLY)
+    manager.stop(NETWORK)
+    assert 0 not in told, "runners were left, and none was told"
+    told.clear()
+    manager.stop(NETWORK + 1)
+    assert told == [0], f"the last runner went, and the numbers told are {told}"
+    manager.start(NETWORK, DENY_PORT_23)
+    manager.stop_all()
+    assert told == [0, 1, 0], f"the numbers told are {told}"
+
+
 POLICY_MANAGER_CHECKS: Final[tuple[Check, ...]] = (
     starts_gets_lists_and_stops,
     a_new_policy_replaces_the_old,
@@ -129,5 +149,6 @@ POLICY_MANAGER_CHECKS: Final[tuple[Check, ...]] = (
     gates_follow_the_rules,
     an_evaluation_that_fails_denies_unless_told_otherwise,
     actions_status_and_document,
+    tells_when_it_has_runners,
 )
 """Run each with a manager that has no runner; networks 7 and 8 are used and have no members."""

@@ -15,6 +15,7 @@ from pilot.coreapi import (
     PeerNotFoundError,
     RegistryError,
     ServiceNotReadyError,
+    TrustMatch,
     is_plugin_healthy,
     reset_plugin_recovered_panic_count_for_test,
 )
@@ -343,7 +344,7 @@ def test_errands_are_bounded() -> None:
                 service._book.trusted[node] = TrustRecord(node, b"", 1, True)
                 stage.registry.pairs.add(frozenset({2, node}))
                 service._life.ledger._file.changed = lambda: None
-                service._life.ledger.revoke(node)
+                service._life.ledger.revoke(node, automatic=False)
                 if not service._life._errands.spawn("revoke", service._life._finish_revocation(node)):
                     break
             assert len(service._life._errands._tasks) == MAX_ERRANDS
@@ -482,6 +483,78 @@ async def test_nothing_works_before_the_start_after_the_stop_or_without_a_node_i
         await poll(running)
         assert stage.registry.polls == polls
         stage.deps[2].identity.node_id = 2
+
+
+class Agents:
+    def is_trusted(self, node_id: int) -> TrustMatch:
+        return TrustMatch("desk", True)
+
+
+async def asks_again(stage: Stage, service: HandshakeService, relayed: bool, text: str) -> None:
+    if relayed:
+        stage.registry.boxes[2] = Box([Asked(1, text)])
+        await poll(service)
+    else:
+        await send(stage, 1, message(1, 2, justification=text))
+    await settle()
+
+
+@pytest.mark.parametrize("relayed", [False, True])
+@pytest.mark.parametrize("given", [{"networks": (4,)}, {"agents": Agents()}], ids=["same_network", "trusted_agent"])
+async def test_what_the_user_revokes_comes_back_by_the_users_word_alone(tmp_path, given, relayed) -> None:
+    stage = Stage()
+    async with Inbox(stage, 1, 4), stage.service(2, state_dir=tmp_path, **given) as service:
+        await asks_again(stage, service, relayed, "first")
+        assert service.is_trusted_peer(1)
+        await service.revoke(1, automatic=True)
+        assert service.distrusted() == {}
+        await asks_again(stage, service, relayed, "after a policy")
+        assert service.is_trusted_peer(1)
+        await service.revoke(1)
+        assert list(service.distrusted()) == [1]
+    late = 90 * 86400 if relayed else 0  # a direct message of so long ago would be dropped for that
+    options = {**given, "state_dir": tmp_path, "wall": lambda: time.time() + late}
+    async with Inbox(stage, 1, 4), stage.service(2, **options) as service:
+        service._life.ledger.sweep()
+        events = published(stage.deps[2])
+        await asks_again(stage, service, relayed, "please")
+        assert not service.is_trusted_peer(1)
+        assert [request.justification for request in service.pending()] == ["please"]
+        assert {topic for topic, _ in events.take()} == (
+            set() if relayed else {"handshake.received", "handshake.pending"}
+        )
+        await service.reject(1)
+        assert list(service.distrusted()) == [1], "a no lifts nothing"
+        await asks_again(stage, service, relayed, "please, please")
+        assert await service.approve(1)
+        assert service.distrusted() == {}
+        await service.revoke(1, automatic=True)
+        await asks_again(stage, service, relayed, "as before")
+        assert service.is_trusted_peer(1)
+
+
+async def test_who_is_asked_again_is_not_distrusted_any_more() -> None:
+    stage = Stage()
+    async with Inbox(stage, 1, 4), stage.service(2, networks=(4,)) as service:
+        await send(stage, 1, message(1, 2))
+        await service.revoke(1)
+        await service.request(1)
+        assert service.distrusted() == {}
+        await send(stage, 1, message(1, 2, justification="me too"))
+        assert service.trusted()[0].mutual
+
+
+async def test_auto_approve_accepts_every_request_also_of_whom_the_user_revoked() -> None:
+    stage = Stage()
+    async with Inbox(stage, 1, 4), stage.service(2, networks=(4,), auto_approve=True) as service:
+        await send(stage, 1, message(1, 2))
+        assert service.trusted()[0].network == 4
+        await service.revoke(1)
+        events = published(stage.deps[2])
+        await send(stage, 1, message(1, 2, justification="again"))
+        assert service.is_trusted_peer(1)
+        assert ("handshake.auto_approved", {"peer_node_id": 1, "reason": "auto_approve"}) in events.take()
+        assert service.distrusted() == {}
 
 
 async def test_a_restart_keeps_trust_and_a_new_node_reads_it(tmp_path) -> None:

@@ -36,10 +36,10 @@ async def send(stage: Stage, source: int, data: bytes, to: int = 2, *, split: in
 class Inbox:
     """What a node without the plugin gets on port 444."""
 
-    def __init__(self, stage: Stage, node_id: int) -> None:
+    def __init__(self, stage: Stage, node_id: int, *networks: int) -> None:
         self.messages: list[Any] = []
         self._deps = stage.network.deps(node_id)
-        stage.registry.add(node_id)
+        stage.registry.add(node_id, *networks)
 
     async def __aenter__(self) -> Inbox:
         self._listener = await self._deps.streams.listen(444)

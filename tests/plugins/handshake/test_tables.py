@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pilot._files import write_atomically
 from pilot.coreapi import InvalidValueError
-from pilot.plugins._files import write_atomically
 from pilot.plugins.handshake import file as file_module
 from pilot.plugins.handshake import records, replay
 from pilot.plugins.handshake.file import TrustFile, dump, load
@@ -91,13 +91,37 @@ def test_withdrawals_are_bounded() -> None:
     assert 1 not in book.withdrawals
 
 
+def test_one_more_revocation_forgets_the_oldest() -> None:
+    book = TrustBook()
+    for node in range(1, records.MAX_DISTRUSTED + 1):
+        book.distrust(node, NOW)
+    book.distrust(1, NOW + 1)  # once more
+    book.distrust(records.MAX_DISTRUSTED + 1, NOW + 2)
+    assert len(book.distrusted) == records.MAX_DISTRUSTED
+    assert 1 in book.distrusted
+    assert 2 not in book.distrusted
+    entries = [{"node_id": node, "at": "2026-11-22T10:02:31Z"} for node in range(1, records.MAX_DISTRUSTED + 3)]
+    loaded, unusable = load(json.dumps({"distrusted": [*entries, {"node_id": 1}]}).encode(), NOW)
+    assert (len(loaded.distrusted), min(loaded.distrusted), unusable) == (records.MAX_DISTRUSTED, 3, 1)
+
+
+def test_revocations_of_the_user_are_kept_for_good() -> None:
+    book = TrustBook()
+    book.distrust(3, NOW)
+    assert not book.sweep(NOW + 1000 * DAY)
+    again, unusable = load(dump(book), NOW + 1000 * DAY)
+    assert (again, unusable) == (book, 0)
+
+
 def test_trust_settles_requests() -> None:
     book = TrustBook()
     book.add_pending(asking(1))
     book.add_outgoing(1, NOW)
     book.revoked[1] = NOW
     book.withdraw(1)
+    book.distrust(1, NOW)
     book.trust(TrustRecord(1, b"", NOW, True))
+    assert book.distrusted == {}
     assert (book.pending, book.outgoing, book.revoked, book.withdrawals, list(book.trusted)) == ({}, {}, {}, {}, [1])
 
 

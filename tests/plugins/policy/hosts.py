@@ -78,10 +78,14 @@ class Handshakes:
         self.records = trusted
         self.requested: list[tuple[int, str]] = []
         self.revoked: list[int] = []
+        self.by_user: set[int] = set()
         self.failing: set[int] = set()
 
     def trusted(self) -> list[Trusted]:
         return [Trusted(node_id, at) for node_id, at in self.records.items()]
+
+    def distrusted(self) -> set[int]:
+        return self.by_user
 
     async def request(self, node_id: int, justification: str = "") -> None:
         await asyncio.sleep(0.01)
@@ -89,7 +93,8 @@ class Handshakes:
             raise RegistryError("no way")
         self.requested.append((node_id, justification))
 
-    async def revoke(self, node_id: int) -> None:
+    async def revoke(self, node_id: int, *, automatic: bool) -> None:
+        assert automatic
         await asyncio.sleep(0.01)
         self.revoked.append(node_id)
         self.records.pop(node_id, None)

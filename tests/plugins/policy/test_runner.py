@@ -338,6 +338,9 @@ def test_trust_is_pruned_and_filled() -> None:
         assert await run("fill_trust", target=100) == counts(0, 3)
         assert sorted(handshakes.requested) == [(3, "trust-decay policy"), (4, "trust-decay policy")]
         handshakes.records |= {1: 1.0, 3: 1.0}
+        handshakes.by_user = {4}
+        assert await run("fill_trust", target=6) == counts(), "whom the user has revoked is not asked"
+        handshakes.by_user = set()
         assert await run("fill_trust", target=6) == counts(0, 1)
         world.handshakes = None
         assert await run("fill_trust", target=100) == counts()

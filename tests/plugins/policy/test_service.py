@@ -316,7 +316,7 @@ def test_commands_in_the_official_shapes() -> None:
         assert commands.get_policy(5) == shapes["policy_get_without_runner"]
         world.members(1, 3)
         world.members(1, 3, network=6)
-        assert commands.set_policy(5, DENY) == shapes["set"]
+        assert await commands.set_policy(5, DENY) == shapes["set"]
         world.manager.start_managed(6, RULES)
         await asyncio.sleep(0.1)
         expected = {"engine": "policy", "network_id": 5, "expr_policy": json.loads(DENY), "type": "managed_policy_ok"}
@@ -332,7 +332,7 @@ def test_commands_in_the_official_shapes() -> None:
         with pytest.raises(InvalidValueError, match="no active managed networks"):
             commands.status(7)
         with pytest.raises(InvalidValueError, match=r"^parse policy: "):
-            commands.set_policy(5, b"")
+            await commands.set_policy(5, b"")
 
     in_world(scenario)
 
@@ -389,14 +389,14 @@ def test_managed_rules_that_cannot_be_used(change: dict[str, Any], message: str)
 @pytest.mark.parametrize("known", [True, False], ids=["member already", "joins later"])
 def test_a_crash_over_one_network_leaves_the_others(monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
     async def scenario(world: World) -> None:
-        start = world.manager.start
+        apply = world.manager.apply
 
-        def crash(network_id: int, policy: Any) -> Any:
+        async def crash(network_id: int, policy: Any, **options: Any) -> Any:
             if network_id == 5:
                 raise RuntimeError("a defect")
-            return start(network_id, policy)
+            return await apply(network_id, policy, **options)
 
-        monkeypatch.setattr(world.manager, "start", crash)
+        monkeypatch.setattr(world.manager, "apply", crash)
         world.members(1, network=5)
         world.members(1, network=6)
         world.networks.policies = dict.fromkeys((5, 6), DENY.decode()) if known else {}

@@ -31,8 +31,12 @@ def test_a_policy_of_the_registry_decides_at_the_gates(tmp_path: Path) -> None:
         services = [PolicyService.for_node, HandshakeService.for_node]
         machine = world.machine("bob", services=services, state_dir=tmp_path)
         bob = await machine.start()
+        assert bob._runtime is not None
+        assert bob._runtime.datapath.mux.policy is None, "no policy, no call of it"
         for node in (alice, bob):
             await node.join_network(network)
+        await asyncio.sleep(0.1)
+        assert bob._runtime.datapath.mux.policy is not None
         told = events(bob, "*")
         await bob.listen(80)
         await bob.listen(82)
@@ -84,5 +88,7 @@ def test_a_policy_of_the_registry_decides_at_the_gates(tmp_path: Path) -> None:
         await bob.leave_network(network)
         await asyncio.sleep(0.1)
         assert policy.manager.all() == []
+        assert bob._runtime is not None
+        assert bob._runtime.datapath.mux.policy is None
 
     simulate("policy plugin", body)

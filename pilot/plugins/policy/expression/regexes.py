@@ -7,7 +7,6 @@ knows and Go does not.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from functools import lru_cache
 from typing import Any
 
@@ -36,31 +35,22 @@ _OPTIONS.log_errors = False
 _OPTIONS.never_nl = False
 _OPTIONS.max_mem = MAX_PATTERN_MEMORY
 
-_cache: OrderedDict[str, Any] = OrderedDict()
 
-
+@lru_cache(MAX_PATTERNS_CACHED)
 def pattern_untrusted(text: str) -> Any:
-    """Return the compiled pattern; its `search(text)` finds or gives None.
+    """Return the compiled pattern; its `search(text)` finds or gives None. Threads may call it.
 
     Raises:
         Failure: RE2 refuses it, or it is longer than MAX_PATTERN_LENGTH.
     """
-    found = _cache.get(text)
-    if found is not None:
-        _cache.move_to_end(text)
-        return found
     if len(text) > MAX_PATTERN_LENGTH:
         raise Failure(f"error parsing regexp: expression too large: pattern of {len(text)} characters")
     if (at := _any_byte(text)) is not None:
         raise Failure(f"error parsing regexp: invalid escape sequence: `\\{text[at + 1]}`")
     try:
-        found = re2.compile(text, _OPTIONS)
+        return re2.compile(text, _OPTIONS)
     except re2.error as error:
         raise Failure(_go_message(error)) from None
-    _cache[text] = found
-    if len(_cache) > MAX_PATTERNS_CACHED:
-        _cache.popitem(last=False)
-    return found
 
 
 @lru_cache(MAX_PATTERNS_CACHED)
