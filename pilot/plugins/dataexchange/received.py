@@ -6,6 +6,7 @@ Source: services.md 2.3, 2.5. Blocks. An open unfinished file is used by one thr
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -18,8 +19,8 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pilot._files import private_directory, sync_directory
 from pilot.coreapi import BusyError
-from pilot.plugins._files import private_directory, sync_directory
 from pilot.plugins.dataexchange.naming import numbered_names, stamped_name
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ MAX_PARTIALS: Final = 256
 """Unfinished files kept; strangers make them."""
 MAX_PARTIALS_PER_SENDER: Final = 32
 """Of one node, so that it cannot displace those of others."""
+PROMISED_SHARE: Final = 0.5
+"""Of the room that others leave, so much is kept for what one sender has announced and not sent."""
 MAX_PIECES: Final = 64
 """Written with one call; a system takes some 1024."""
 HASH_BLOCK: Final = 1 << 20
@@ -50,10 +53,11 @@ HASH_BLOCK: Final = 1 << 20
 class PartialFile:
     """A file that arrives. Comes from `Received.begin`."""
 
-    def __init__(self, store: Received, path: Path, file: FileIO, size: int, *, resumable: bool) -> None:
+    def __init__(self, store: Received, path: Path, file: FileIO, size: int, *, sender: int, resumable: bool) -> None:
         self._store = store
         self.path = path
         self._file = file
+        self.sender = sender
         self.resumable = resumable
         """Whether another attempt can go on with what is there after `close`."""
         self._hash = hashlib.sha256()
@@ -64,13 +68,19 @@ class PartialFile:
         if self.position > size:
             file.truncate(0)
             self.position = 0
+        self.promised_to = self.position
+        """Up to here there is room for it, whatever others send; the store's, under its lock."""
         file.seek(self.position)
 
     def append(self, pieces: Sequence[Buffer]) -> None:
-        """Writes `pieces` behind what is there. Raises `OSError`; `position` then says how much was written."""
+        """Writes `pieces` behind what is there. Raises `OSError`; `position` then says how much was written.
+
+        EDQUOT is among its errors: others have filled the room that this file was not promised.
+        """
         # A resumed file is hashed at its end: now the sender waits for its go-ahead.
         hashing = self._hashed == self.position
         left = deque(memoryview(piece) for piece in pieces)
+        self._store.take_room(self, self.position + sum(map(len, left)))
         while left:
             # Few calls: after each the thread has to get the interpreter back from a busy event loop.
             written = os.writev(self._file.fileno(), list(itertools.islice(left, MAX_PIECES)))
@@ -164,6 +174,8 @@ class Received:
     def begin(self, size: int, transfer_id: bytes = b"", *, sender: int = 0) -> PartialFile:
         """An unfinished file for `size` bytes: what the node `sender` left of this transfer, if nobody has it open.
 
+        There is room for it now. A share of that is kept for it; beyond that who sends first has it.
+
         Raises:
             BusyError: there is no room for it under the caps.
             OSError: it cannot be made.
@@ -172,13 +184,13 @@ class Received:
             raise BusyError(f"file of {size} bytes is larger than the {self._limits.file_bytes} allowed here")
         with self._lock:
             self._remove_partials(sender)
-            partial = self._open_partial(size, f"{transfer_id.hex()}-{sender:08x}", resumable=bool(transfer_id))
+            partial = self._open_partial(size, transfer_id, sender)
             missing = size - partial.position
-            self._count(partial)
-            used = self._bytes + sum(other.position - counted for other, counted in self._open.items())
-            available = max(0, self._limits.received_bytes - used - sum(_missing(other) for other in self._open))
+            self._count_new()
+            available = self._available()
             files = self._files
             if missing <= available and files <= self._limits.received_files:
+                partial.promised_to += min(missing, self._share(sender, available))
                 self._open[partial] = partial.position
                 return partial
             self._files -= 1
@@ -201,27 +213,55 @@ class Received:
                 self._bytes += (0 if removed else partial.position) - counted
                 self._files -= removed
 
-    def _open_partial(self, size: int, name: str, *, resumable: bool) -> PartialFile:
+    def take_room(self, partial: PartialFile, end: int) -> None:
+        """Makes sure that an unfinished file may grow to `end` bytes. Raises `OSError` where others have the room."""
+        if end <= partial.promised_to:
+            return
+        with self._lock:
+            more = end - partial.promised_to
+            if more > self._available():
+                self._count()
+            if more > self._available():
+                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+            partial.promised_to = end
+
+    def _available(self) -> int:
+        """Bytes that are neither there nor promised."""
+        promised = sum(partial.promised_to - counted for partial, counted in self._open.items())
+        return max(0, self._limits.received_bytes - self._bytes - promised)
+
+    def _share(self, sender: int, available: int) -> int:
+        """How much of `available` can be promised to one more file of `sender`."""
+        held = sum(other.promised_to - other.position for other in self._open if other.sender == sender)
+        return max(0, int((available + held) * PROMISED_SHARE) - held)
+
+    def _open_partial(self, size: int, transfer_id: bytes, sender: int) -> PartialFile:
         private_directory(self._partials)
-        if resumable:
+        name = f"{transfer_id.hex()}-{sender:08x}"
+        if transfer_id:
             path = self._partials / name
             file = _open_alone(path)
             if file is not None:
-                return PartialFile(self, path, file, size, resumable=True)
+                return PartialFile(self, path, file, size, sender=sender, resumable=True)
         # Another stream has it, or nobody may: this one gets a file of its own, from the start.
         path = self._partials / f"{name}.{secrets.token_hex(8)}"
-        return PartialFile(self, path, _open(path), size, resumable=False)
+        return PartialFile(self, path, _open(path), size, sender=sender, resumable=False)
 
-    def _count(self, new: PartialFile) -> None:
-        """Brings `_bytes` and `_files` up to date, with `new` among them; looks what is really there now and then."""
+    def _count_new(self) -> None:
+        """Brings `_bytes` and `_files` up to date, with a file just made among them."""
+        if not self._count():
+            self._files += 1
+
+    def _count(self) -> bool:
+        """Looks what is really there, unless that was done just now; whether it has."""
         now = time.monotonic()
         if now - self._counted_at < COUNT_SECONDS:
-            self._files += 1
-            return
+            return False
         sizes = [status.st_size for directory in (self._directory, self._partials) for _, status in _files(directory)]
         self._bytes, self._files, self._counted_at = sum(sizes), len(sizes), now
         for partial in self._open:
             self._open[partial] = partial.position
+        return True
 
     def _remove_partials(self, sender: int) -> None:
         """Makes room for one more unfinished file of `sender`: its oldest go, then the oldest of all."""
@@ -235,10 +275,6 @@ class Received:
             free = [path for path in there if path not in taken]
             for path in free[: max(0, len(there) - most + 1)]:
                 path.unlink(missing_ok=True)
-
-
-def _missing(partial: PartialFile) -> int:
-    return partial.size - partial.position
 
 
 def _files(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -176,14 +177,66 @@ def test_quota_counts_files_and_what_is_promised(tmp_path: Path, received: Make)
     store = received(tmp_path, received_bytes=100)
     (tmp_path / "received" / "there").write_bytes(bytes(30))
     first = store.begin(50, ID)
-    with pytest.raises(BusyError, match="need 21, 20 of 100 available"):
-        store.begin(21)
+    with pytest.raises(BusyError, match="need 36, 35 of 100 available"):
+        store.begin(36)
     first.append([bytes(50)])
     store.begin(20).close()
+    with pytest.raises(BusyError, match="need 21, 20 of 100 available"):
+        store.begin(21)
     first.close()
     with pytest.raises(BusyError, match="need 21, 20 of 100 available"):
         store.begin(21)
     assert os.listdir(tmp_path / "received" / ".partial") == [PARTIAL]
+
+
+def test_who_announces_much_leaves_room_for_others(tmp_path: Path, received: Make) -> None:
+    store = received(tmp_path, received_bytes=100)
+    store.begin(100, ID, sender=1)
+    store.begin(50, b"2" * 16, sender=1)  # one share for all files of a node
+    with pytest.raises(BusyError, match="need 51, 50 of 100 available"):
+        store.begin(51, sender=2)
+    store.begin(50, ID, sender=2)
+    with pytest.raises(BusyError, match="need 26, 25 of 100 available"):
+        store.begin(26, sender=3)
+    store.begin(10, ID, sender=3)
+    with pytest.raises(BusyError, match="need 16, 15 of 100 available"):
+        store.begin(16, sender=4)
+
+
+def test_room_that_was_not_promised_is_whose_who_sends_first(tmp_path: Path, received: Make) -> None:
+    store = received(tmp_path, received_bytes=100)
+    first, second = store.begin(100, ID, sender=1), store.begin(50, sender=2)
+    first.append([bytes(40), bytes(35)])
+    assert first.position == 75
+    with pytest.raises(OSError, match="quota") as full:
+        first.append([b"x"])
+    assert full.value.errno == errno.EDQUOT
+    assert first.position == 75
+    second.append([bytes(25)])  # what it was promised
+    with pytest.raises(OSError, match="quota"):
+        second.append([b"x"])
+    second.close()
+    first.append([bytes(25)])
+    assert first.digest() == hashlib.sha256(bytes(100)).digest()
+    with pytest.raises(BusyError, match="need 1, 0 of 100 available"):
+        store.begin(1, sender=3)
+
+
+def test_room_that_a_user_makes_is_seen_while_a_file_comes(
+    tmp_path: Path, received: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = received(tmp_path, received_bytes=100)
+    (tmp_path / "received" / "there").write_bytes(bytes(20))
+    first, second = store.begin(80, ID, sender=1), store.begin(40, b"2" * 16, sender=2)
+    second.append([bytes(40)])
+    first.append([bytes(40)])
+    with pytest.raises(OSError, match="quota"):
+        first.append([b"x"])
+    (tmp_path / "received" / "there").unlink()
+    monkeypatch.setattr(module, "COUNT_SECONDS", 0.0)
+    first.append([bytes(20)])
+    with pytest.raises(OSError, match="quota"):
+        first.append([b"x"])
 
 
 def test_what_others_take_away_is_noticed(tmp_path: Path, received: Make, monkeypatch: pytest.MonkeyPatch) -> None:
