@@ -114,6 +114,8 @@ class OwnAddress:
             self._observed.current, self._observed.announced = "", baseline.current
             self._candidate, self._confirmed_at = "", now - settings.confirm_seconds
         self.discover(now)
+        for state in core.peers():
+            state.upgrade.lift()  # what was shut at the old place may be open here
         notified = self._ping_peers(None, now)
         for delay in settings.recovery_ping_seconds:
             core.timers.set(("recovery ping", delay), now + delay, lambda at: self._ping_again(now, at))
