@@ -11,6 +11,7 @@ import ipaddress
 from collections.abc import Callable, Iterable
 
 from pilot.protocol import beacon
+from pilot.protocol.endpoints import ip_of, is_public
 from pilot.tunnel.exchange import Exchange
 from pilot.tunnel.interfaces import Address, ContactState, PeerLike, Resolved
 from pilot.tunnel.limits import Spacing
@@ -380,10 +381,7 @@ def usable_beacons(discovered: Iterable[Address]) -> list[Address]:
     """The registry's beacons in the order all nodes use: sorted, without those that mean nothing outside their host."""
     usable = []
     for host, port in sorted(set(discovered)):
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            continue
-        if not (address.is_private or address.is_loopback or address.is_link_local or address.is_unspecified):
+        address = ip_of(host)
+        if address is not None and is_public(address):
             usable.append((host, port))
     return usable

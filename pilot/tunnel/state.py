@@ -101,6 +101,8 @@ class Upgrade:
     """When the last pong to a direct probe came."""
     committed: float = 0.0
     """When the peer last left the relay."""
+    died: float = 0.0
+    """When the direct path was last given up."""
     not_before: float = 0.0
     """No attempt without news until then."""
     spacing: float = 0.0

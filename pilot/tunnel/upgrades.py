@@ -33,9 +33,15 @@ class Upgrades:
         return not self._core.datapath.relay_only and state.upgrade.left == 0
 
     def due(self, state: PeerState, now: float) -> bool:
-        """Whether an attempt without news is possible and not held back; the next one then is, for twice as long."""
+        """Whether an attempt without news is possible and not held back; the next one then is, for twice as long.
+
+        A peer that was not heard since the path died may not have given it up: on one that is open one way our probes
+        would keep it from doing so.
+        """
         upgrade, settings = state.upgrade, self._core.settings
-        if now < upgrade.not_before or not self.possible(state, now):
+        if now < upgrade.not_before or state.peer is None or not self.possible(state, now):
+            return False
+        if state.peer.last_heard <= upgrade.died and now < upgrade.died + settings.upgrade_seconds:
             return False
         upgrade.spacing = min(max(settings.upgrade_seconds, 2 * upgrade.spacing), settings.upgrade_max_seconds)
         upgrade.not_before = now + upgrade.spacing
@@ -62,17 +68,14 @@ class Upgrades:
             self._commit(state, now)
 
     def relayed(self, state: PeerState, now: float) -> None:
-        """The direct path has died: one that had lasted is tried again soon, another not before its time.
-
-        Not at once: on a path open one way our probes would keep the other end from giving it up as well.
-        """
+        """The direct path has died: one that had lasted is tried again soon, another not before its time."""
         upgrade, settings = state.upgrade, self._core.settings
+        upgrade.died = now
         upgrade.answered = 0.0
         upgrade.probes.clear()
         if now - upgrade.committed >= settings.upgrade_lasting_seconds:
             upgrade.lift()
-        upgrade.not_before = max(upgrade.not_before, now + settings.upgrade_seconds)
-        if upgrade.spacing:
+        else:
             upgrade.reply_after = upgrade.not_before
 
     def _next(self, state: PeerState, now: float) -> None:
