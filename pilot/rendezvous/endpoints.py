@@ -11,8 +11,8 @@ def stored_endpoint_untrusted(listen_addr: str, source_host: str, source_port: i
     """Where a node is reached that says `listen_addr` over TCP from the source (rendezvous.md 4.1).
 
     A public IP or a name is believed; an empty, unspecified, private, carrier-grade, loopback or link-local host
-    becomes the source's; the port is kept. Nothing at all becomes the source itself. Raises `InvalidValueError` when it is no
-    address.
+    becomes the source's; the port is kept. Nothing at all becomes the source itself. Raises `InvalidValueError` when it
+    is no address.
     """
     if not listen_addr:
         return join_endpoint(source_host, source_port)
