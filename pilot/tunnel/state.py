@@ -17,9 +17,6 @@ from pilot.tunnel.timers import Timers
 
 _log = logging.getLogger("pilot.tunnel")
 
-CONTROL_ACK = 2
-"""The ACK flag of a control packet: nobody answers those."""
-
 PATH_PROBE = b"pathprobe.v1"
 """Payload of the pings that ask a silent peer for a sign of life (wire.md 12.3)."""
 
@@ -99,6 +96,8 @@ class Upgrade:
     """When that attempt began."""
     answered: float = 0.0
     """When the last pong to a direct probe came."""
+    address: Address | None = None
+    """Where that probe had gone."""
     committed: float = 0.0
     """When the peer last left the relay."""
     died: float = 0.0

@@ -240,7 +240,7 @@ class Tunnel:
         if port == PROBE_PORT:
             self._mtu.pong(state, peer, seq, len(payload), now)
         elif port == UPGRADE_PORT:
-            self._paths.upgrades.pong(state, peer, seq, now)
+            self._paths.upgrades.pong(state, seq, now)
         elif port == PING_PORT and seq in self._pings and self._pings[seq][0] == peer.node:
             _, sent, answered = self._pings.pop(seq)
             answered(now - sent)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pilot.tunnel.interfaces import PeerLike
 from pilot.tunnel.state import PATH_PROBE, Core, PeerState
 
 UPGRADE_PORT = 0xFFFC
@@ -61,10 +60,10 @@ class Upgrades:
         upgrade.reply_after = now + self._core.settings.upgrade_reply_seconds
         self.probe(state, now)
 
-    def pong(self, state: PeerState, peer: PeerLike, token: int, now: float) -> None:
+    def pong(self, state: PeerState, token: int, now: float) -> None:
         """A ping answer to `UPGRADE_PORT`, by either way: what we send to the probed address arrives."""
-        if token in state.upgrade.probes and state.upgrade.probes[token] == peer.address:
-            state.upgrade.answered = now
+        if token in state.upgrade.probes:
+            state.upgrade.answered, state.upgrade.address = now, state.upgrade.probes[token]
             self._commit(state, now)
 
     def relayed(self, state: PeerState, now: float) -> None:
@@ -109,7 +108,7 @@ class Upgrades:
         """Leave the relay if both ways were seen to be open just now; whether that is so."""
         peer, upgrade = state.peer, state.upgrade
         fresh = now - self._core.settings.upgrade_fresh_seconds
-        if peer is None or not peer.relay or self._core.datapath.relay_only:
+        if peer is None or not peer.relay or self._core.datapath.relay_only or upgrade.address != peer.address:
             return False
         if min(upgrade.answered, peer.last_heard_direct) <= max(fresh, 0.0):
             return False
