@@ -59,7 +59,6 @@ cdef double DIRECT_SILENCE = 8.0
 
 cdef enum:
     MIN_FRAME = 4
-    DIRECT_FRAMES_TO_UNFLAG = 3
     MAX_PEERS = 65536
     UNKNOWN_SESSIONS_PER_SECOND = 64
     MAX_RELAY_FLAGGED = 4096
@@ -281,33 +280,27 @@ cdef class Datapath(FrameSink):
         if not relayed:
             self.heard_direct(peer, source, now)
         elif not peer.relayed and not netaddr_known(&peer.direct):
-            self.egress.set_relay(peer, False, "relayed", now)
+            self.egress.set_relay(peer, "relayed", now)
         elif not peer.relayed and peer.last_heard_direct > 0.0 and now - peer.last_heard_direct > DIRECT_SILENCE:
-            self.egress.set_relay(peer, True, "blackhole", now)     # it has given the direct path up, and so do we
-        if peer.watched:
+            self.egress.set_relay(peer, "blackhole", now)     # it has given the direct path up, and so do we
+        if peer.watched or (peer.relayed and not relayed):
             try:
                 self.control.heard(peer, not relayed, now)
             except Exception:
                 log.exception("heard failed for node %d", peer.node)
-        self.dispatch(&p, peer, now)
+        self.dispatch(&p, peer, relayed, now)
 
     cdef void heard_direct(self, Peer peer, const netaddr *source, double now) noexcept:
-        """An authenticated frame came straight from the peer: that is its address, and the direct path works."""
+        """An authenticated frame came straight from the peer: that is its address, and this way the path works.
+
+        The other way is not proven by it: whether to leave the relay is for the control plane to find out.
+        """
         cdef bint moved = not netaddr_equal(&peer.direct, source)
         peer.last_heard_direct = now
         if netaddr_equal(source, &self.egress.beacon):
             return
         if moved:
             peer.direct = source[0]
-        if peer.relayed and not peer.pinned and not self.egress.relay_only:
-            peer.direct_frames += 1
-            if peer.direct_frames >= DIRECT_FRAMES_TO_UNFLAG:
-                peer.relayed = False
-                peer.direct_frames = 0
-                peer.path_replaced()
-                self.egress.moved.append(peer)
-                self.path_changed(peer, "direct", now)
-                return
         if moved and not peer.relayed:
             peer.path_replaced()
             self.egress.moved.append(peer)
@@ -329,7 +322,7 @@ cdef class Datapath(FrameSink):
         except Exception:
             log.exception("publish failed")
 
-    cdef void dispatch(self, packet *p, Peer peer, double now) noexcept:
+    cdef void dispatch(self, packet *p, Peer peer, bint relayed, double now) noexcept:
         if p.protocol == PROTOCOL_STREAM:
             self.mux.on_stream_packet(p, peer, now)
         elif p.protocol == PROTOCOL_DATAGRAM:
@@ -343,19 +336,29 @@ cdef class Datapath(FrameSink):
                     except Exception:
                         log.exception("pong failed for node %d", peer.node)
             elif p.dst_port == 0:
-                self.answer_ping(p, peer, now)
+                self.answer_ping(p, peer, relayed, now)
 
-    cdef void answer_ping(self, packet *p, Peer peer, double now) noexcept:
-        """Ping -> pong with the same payload (wire.md 7.6). A private node answers nobody it does not trust."""
-        cdef packet pong
-        cdef uint8_t *at
+    cdef void answer_ping(self, packet *p, Peer peer, bint relayed, double now) noexcept:
+        """Ping -> pong with the same payload (wire.md 7.6). A private node answers nobody it does not trust.
+
+        A direct ping of a peer that is relayed here asks about the direct path: it is answered that way as well, and by
+        relay unless it is longer than what is known to pass there.
+        """
+        cdef bint asks_direct = peer.relayed and not relayed
         try:
             if not peer.is_self and self.mux.gate is not None and not self.mux.gate.admit_ping(peer.node):
                 return
         except Exception:
             log.exception("the trust gate failed")
             return
-        at = self.egress.begin(peer, p.length, now, WAY_CURRENT)
+        if asks_direct:
+            self.send_pong(p, peer, WAY_DIRECT, now)
+        if not asks_direct or p.length <= peer.segment:
+            self.send_pong(p, peer, WAY_CURRENT, now)
+
+    cdef void send_pong(self, packet *p, Peer peer, int way, double now) noexcept:
+        cdef packet pong
+        cdef uint8_t *at = self.egress.begin(peer, p.length, now, way)
         if at == NULL:
             return
         memcpy(at, p.payload, p.length)
@@ -382,7 +385,7 @@ cdef class Datapath(FrameSink):
             for inner in turn:
                 copy = bytearray(inner)
                 if decode_packet(copy, len(copy), &p) == PACKET_OK:
-                    self.dispatch(&p, self.self_peer, now)
+                    self.dispatch(&p, self.self_peer, True, now)
             self.mux.batch_end(now)
         if self.egress.looped:
             self.mux.schedule_soon()
@@ -597,6 +600,17 @@ cdef class Datapath(FrameSink):
         self.control = IGNORE
 
     # ---- cold sends ----------------------------------------------------------------------------------------------
+
+    def use_direct(self, peer: Peer, now: float) -> None:
+        """Frames to the peer go straight to its address from now on; what its streams have under way is repaired.
+
+        Reported to `control.path_changed` as "direct". Nothing happens if it is not relayed or has no address.
+        """
+        if peer.relayed and netaddr_known(&peer.direct):
+            peer.relayed = False
+            peer.path_replaced()
+            self.egress.moved.append(peer)
+            self.path_changed(peer, "direct", now)
 
     def send_frame(self, frame: bytes, address: tuple[str, int]) -> None:
         """One raw datagram: key exchange, punch, beacon message. Send errors are not

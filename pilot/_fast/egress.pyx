@@ -80,15 +80,13 @@ cdef class Egress:
                 peer.last_miss = now
                 peer.misses += 1
                 if peer.misses >= BLACKHOLE_MISSES and now - since > BLACKHOLE_SILENCE:
-                    self.set_relay(peer, True, "blackhole", now)
+                    self.set_relay(peer, "blackhole", now)
                     return 1
         return 0
 
-    cdef void set_relay(self, Peer peer, bint pinned, str reason, double now) noexcept:
+    cdef void set_relay(self, Peer peer, str reason, double now) noexcept:
         peer.relayed = True
-        peer.pinned = pinned
         peer.misses = 0
-        peer.direct_frames = 0
         peer.path_replaced()
         self.moved.append(peer)
         try:

@@ -22,9 +22,7 @@ cdef class Peer(TimerEntry):      # its deadline: when pacing lets the next segm
     cdef uint64_t generation        # sessions installed so far
     cdef netaddr direct
     cdef bint relayed               # frames go through the beacon
-    cdef public bint pinned
     cdef public bint watched
-    cdef public int direct_frames
     cdef public int misses
     cdef double last_miss
     cdef public double first_sent

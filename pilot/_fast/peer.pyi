@@ -9,9 +9,7 @@ from pilot._fast.timers import TimerEntry
 class Peer(TimerEntry):
     session: Session | None
     relay: bool
-    pinned: bool
     watched: bool
-    direct_frames: int
     misses: int
     first_sent: float
     last_sent: float

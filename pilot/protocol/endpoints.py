@@ -8,10 +8,29 @@ from typing import Final
 
 from pilot._fast.errors import InvalidValueError
 
-__all__ = ["ip_of", "join_endpoint", "split_endpoint_untrusted"]
+__all__ = ["ip_of", "is_carrier_grade", "is_public", "join_endpoint", "split_endpoint_untrusted"]
 
 MAX_ENDPOINT_CHARS: Final = 260
 _NAME: Final = re.compile(r"(?=.{1,253}\Z)(?!-)[A-Za-z0-9_-]{1,63}(?:\.(?!-)[A-Za-z0-9_-]{1,63})*\.?", re.ASCII)
+
+CARRIER_GRADE: Final = ipaddress.ip_network("100.64.0.0/10")
+# Not `is_private`: it counts documentation and benchmark ranges too, which 1.18.0 takes for public (rendezvous.md 4.1).
+_LOCAL: Final = (
+    CARRIER_GRADE,
+    *map(ipaddress.ip_network, ("0.0.0.0/32", "10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12")),
+    *map(ipaddress.ip_network, ("192.168.0.0/16", "::/128", "::1/128", "fc00::/7", "fe80::/10")),
+)
+
+
+def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether `address` means the same machine everywhere: not private, carrier-grade, loopback or link-local."""
+    return not any(address in network for network in _LOCAL)
+
+
+def is_carrier_grade(host: str) -> bool:
+    """Whether `host` is an address that carriers give out behind their NAT (RFC 6598)."""
+    address = ip_of(host)
+    return address is not None and address in CARRIER_GRADE
 
 
 def join_endpoint(host: str, port: int) -> str:

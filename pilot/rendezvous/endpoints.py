@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import ipaddress
-from typing import Final
-
 from pilot._fast.errors import InvalidValueError
-from pilot.protocol.endpoints import ip_of, join_endpoint, split_endpoint_untrusted
+from pilot.protocol.endpoints import ip_of, is_public, join_endpoint, split_endpoint_untrusted
 from pilot.rendezvous.config import MAX_LAN_ADDRS
-
-# RFC 1918 and fc00::/7 only: `is_private` also counts documentation, benchmark and carrier-grade ranges.
-_REPLACED: Final = tuple(
-    ipaddress.ip_network(text)
-    for text in (
-        "0.0.0.0/32",
-        "10.0.0.0/8",
-        "172.16.0.0/12",
-        "192.168.0.0/16",
-        "127.0.0.0/8",
-        "169.254.0.0/16",
-        "::/128",
-        "::1/128",
-        "fc00::/7",
-        "fe80::/10",
-    )
-)
 
 
 def stored_endpoint_untrusted(listen_addr: str, source_host: str, source_port: int) -> str:
     """Where a node is reached that says `listen_addr` over TCP from the source (rendezvous.md 4.1).
 
-    A public IP or a name is believed; an empty, unspecified, private, loopback or link-local host becomes the source's;
-    the port is kept. Nothing at all becomes the source itself. Raises `InvalidValueError` when it is no address.
+    A public IP or a name is believed; an empty, unspecified, private, carrier-grade, loopback or link-local host
+    becomes the source's; the port is kept. Nothing at all becomes the source itself. Raises `InvalidValueError` when it
+    is no address.
     """
     if not listen_addr:
         return join_endpoint(source_host, source_port)
@@ -40,7 +21,7 @@ def stored_endpoint_untrusted(listen_addr: str, source_host: str, source_port: i
     except InvalidValueError as error:
         raise InvalidValueError(f"invalid address: {error}") from None
     address = ip_of(host)
-    if not host or (address is not None and any(address in network for network in _REPLACED)):
+    if not host or (address is not None and not is_public(address)):
         host = source_host
     return join_endpoint(host, port)
 

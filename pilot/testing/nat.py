@@ -39,7 +39,8 @@ class Nat:
     """One box: `outbound` gives the public source address, `inbound` the private target or None.
 
     Only what comes from inside keeps a mapping alive. `clock` gives virtual seconds. With `preserve_ports`, as most
-    boxes do, the first mapping of an inside port gets the same number outside.
+    boxes do, the first mapping of an inside port gets the same number outside. `inside` begins the addresses behind it:
+    `100.64` makes it a carrier's.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class Nat:
         *,
         lifetime: float = MAPPING_SECONDS,
         preserve_ports: bool = True,
+        inside: str = "10.0",
     ) -> None:
         self.host = host
         self.kind = kind
         self.lifetime = lifetime
         self.preserve_ports = preserve_ports
+        self.inside = inside
         self._clock = clock
         self._outside: dict[object, _Mapping] = {}
         self._ports: dict[int, _Mapping] = {}

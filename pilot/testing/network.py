@@ -210,7 +210,7 @@ class Network:
 
     def host(self, *, nat: Nat | None = None) -> Host:
         """A new machine: with a public address, or with a private one behind `nat`."""
-        host = Host(self, self._host_address(private=nat is not None), nat)
+        host = Host(self, self._host_address(nat), nat)
         self.hosts[host.address] = host
         return host
 
@@ -226,7 +226,7 @@ class Network:
             what.host = after
             what.reboot()
         else:
-            before, after = what.address, self._host_address(private=what.nat is not None)
+            before, after = what.address, self._host_address(what.nat)
             self.hosts[after] = self.hosts.pop(before)
             what.address = after
         for old in [ends for ends in self._links if before in ends]:
@@ -238,10 +238,10 @@ class Network:
             self._dark.remove(before)
             self._dark.add(after)
 
-    def _host_address(self, *, private: bool) -> str:
+    def _host_address(self, nat: Nat | None) -> str:
         self._hosts_numbered += 1
-        place = f"{self._hosts_numbered >> 8}.{self._hosts_numbered & 255}"
-        return f"10.0.{place}" if private else f"198.18.{place}"
+        network = "198.18" if nat is None else nat.inside
+        return f"{network}.{self._hosts_numbered >> 8}.{self._hosts_numbered & 255}"
 
     def _nat_address(self) -> str:
         self._nats_numbered += 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pilot.protocol import beacon
+from pilot.protocol.endpoints import is_carrier_grade
 from pilot.tunnel.state import PATH_PROBE, Core
 
 
@@ -41,6 +42,8 @@ class OwnAddress:
         self._discovered_at = -settings.reply_seconds
         self._confirmed_at = -settings.confirm_seconds
         self._candidate = ""
+        self._corrected = ""
+        """The last carrier-grade local address that was replaced at the registry."""
         self.answered = False
         """Whether the beacon has answered since it was last announced to anew."""
         self._recovered_at = -settings.recovery_spacing_seconds
@@ -73,6 +76,7 @@ class OwnAddress:
         """The system would use `host` as source towards the beacon."""
         if host:
             self._seen(self._local, host, now)
+            self._correct(now)
 
     def replied(self, host: str, now: float) -> None:
         """A DiscoverReply of the selected beacon names `host`."""
@@ -82,11 +86,20 @@ class OwnAddress:
         self.answered = True
         if host == self._candidate:
             self._seen(self._observed, host, now)
+            self._correct(now)
             return
         self._candidate = host
         if now - self._confirmed_at >= settings.confirm_seconds:
             self._confirmed_at = now
             self.discover(now)
+
+    def _correct(self, now: float) -> None:
+        """A carrier-grade address was registered at the start, and a registry may have kept it: it looks public."""
+        local, observed = self._local.announced, self._observed.current
+        if observed not in ("", local) and local != self._corrected and is_carrier_grade(local):
+            self._corrected = self._observed.announced = local
+            self._recover(self._observed, now)
+            self._observed.spacing = self._observed.not_before = 0.0  # it has not changed: a change is acted on at once
 
     def _seen(self, baseline: _Baseline, host: str, now: float) -> None:
         baseline.current = host
@@ -112,8 +125,11 @@ class OwnAddress:
         if baseline is self._local:
             # What the beacon saw was the old one. Until it is asked, the local one is announced.
             self._observed.current, self._observed.announced = "", baseline.current
+            self._corrected = baseline.current
             self._candidate, self._confirmed_at = "", now - settings.confirm_seconds
         self.discover(now)
+        for state in core.peers():
+            state.upgrade.lift()  # what was shut at the old place may be open here
         notified = self._ping_peers(None, now)
         for delay in settings.recovery_ping_seconds:
             core.timers.set(("recovery ping", delay), now + delay, lambda at: self._ping_again(now, at))

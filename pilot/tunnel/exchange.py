@@ -65,12 +65,15 @@ class Exchange:
         self._arm(state, now)
         return True
 
-    def rekey(self, state: PeerState, now: float) -> None:
-        """Ask the peer for a session under a new key; the present one stays until that one works. Backs off."""
+    def rekey(self, state: PeerState, now: float, *, again: bool = False) -> None:
+        """Ask the peer for a session under a new key; the present one stays until that one works. Backs off.
+
+        With `again` under yet another key when one is being asked for already.
+        """
         if state.current is None or now < state.rekey_after:
             return
         if state.cycle is not None:
-            if state.cycle.kind is not CycleKind.REFRESH:
+            if state.cycle.kind is CycleKind.FIRST or (state.cycle.kind is CycleKind.REKEY and not again):
                 return
             self.finish(state)
         if self.begin(state, CycleKind.REKEY, now, request=True):
@@ -113,7 +116,7 @@ class Exchange:
             self._give_up(state, cycle, now)
             return
         if cycle.kind is CycleKind.FIRST and cycle.attempts >= 1:
-            self._core.flag_relay(peer, pinned=False)
+            self._core.flag_relay(peer)
         cycle.attempts += 1
         # 1.18.0 sends these by relay alone. Both ways cost little, and it may be the beacon that failed.
         address = None if self._core.datapath.relay_only else peer.address
@@ -284,7 +287,7 @@ class Exchange:
             untouched = peer.relay and peer.last_heard < current.session.established_at
             if untouched and arrival.source is not None and peer.address in (None, arrival.source):
                 peer.address = arrival.source
-                peer.relay = peer.pinned = False
+                peer.relay = False
                 self._installed(state, now)
             return
         self._publish_established(state, arrival, rekeyed=False)
@@ -304,10 +307,10 @@ class Exchange:
             if arrival.source != self._core.datapath.beacon:
                 peer.address = arrival.source
         elif peer.address is None:
-            self._core.flag_relay(peer, pinned=True)
+            self._core.flag_relay(peer)
         elif peer.last_heard_direct == 0.0:
             # The address is the registry's word, and so far only the relay has worked (wire.md 11.3, dial).
-            self._core.flag_relay(peer, pinned=False)
+            self._core.flag_relay(peer)
 
     def _publish_established(self, state: PeerState, arrival: Arrival, rekeyed: bool) -> None:
         payload: dict[str, object] = {

@@ -1,4 +1,4 @@
-"""Where frames to a peer go: first contact, punching, relay, the way back to direct, and path reset (tunnel, L5).
+"""Where frames to a peer go: first contact, punching, relay, when to try direct again, and path reset (tunnel, L5).
 
 Source: wire.md 11 and 12.3. A peer registered as relay-only is never punched or probed, and as relay-only node we never
 send anything direct, punches included. A path reset keeps the session, as builds newer than 1.18.0 do.
@@ -11,10 +11,12 @@ import ipaddress
 from collections.abc import Callable, Iterable
 
 from pilot.protocol import beacon
+from pilot.protocol.endpoints import ip_of, is_public
 from pilot.tunnel.exchange import Exchange
 from pilot.tunnel.interfaces import Address, ContactState, PeerLike, Resolved
 from pilot.tunnel.limits import Spacing
-from pilot.tunnel.state import CONTROL_ACK, Core, CycleKind, PeerState
+from pilot.tunnel.state import Core, CycleKind, PeerState
+from pilot.tunnel.upgrades import Upgrades
 
 UNREACHABLE = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH})
 
@@ -33,6 +35,7 @@ class Paths:
         self._doubted = doubted
         self._exchange = exchange
         self._moved = moved
+        self.upgrades = Upgrades(core, self._stranded)
         self._endpoints: dict[int, tuple[Resolved, float]] = {}
         self._resets = Spacing(core.settings.reset_spacing_seconds, core.settings.max_peers)
         self._resolving = 0
@@ -130,7 +133,7 @@ class Paths:
         core = self._core
         if found is not None and (found.relay_only or found.address == core.datapath.beacon is not None):
             peer.address = None
-            core.flag_relay(peer, pinned=True)
+            core.flag_relay(peer)
         elif found is not None:
             neighbour = self._neighbour(found)
             if neighbour is None and found.address is not None:
@@ -138,7 +141,7 @@ class Paths:
             if neighbour or found.address:
                 peer.address = neighbour or found.address
             elif peer.address is None:
-                core.flag_relay(peer, pinned=False)
+                core.flag_relay(peer)
         if peer.address is None and not peer.relay:
             core.hooks.contact_failed(state.node, "it has no address, and there is no beacon to relay")
             return
@@ -207,6 +210,7 @@ class Paths:
         if reason in ("relayed", "blackhole"):
             self._core.hooks.publish("tunnel.relay_activated", {"peer_node_id": state.node})
         if reason == "blackhole":
+            self.upgrades.relayed(state, now)
             self._exchange.restart_attempts(state)
             later = now + self._core.settings.call_over_seconds
             self._core.timers.set(("call over", state.node), later, lambda at: self._call_over(state, at))
@@ -221,30 +225,43 @@ class Paths:
             state.send_errors = 0
         state.send_errors += 1
         state.last_send_error = now
-        if state.send_errors >= self._core.settings.send_errors and self._core.flag_relay(peer, pinned=True):
+        if state.send_errors >= self._core.settings.send_errors and self._core.flag_relay(peer):
             state.send_errors = 0
+            self.upgrades.relayed(state, now)
             self._exchange.restart_attempts(state)
             self._search(state, now)
             self._moved(state, now)
 
     def dial_needs_relay(self, state: PeerState, peer: PeerLike, now: float) -> bool:
         """A SYN went unanswered three times: relay from here, if there is one; whether frames go by relay now."""
-        if not peer.relay and self._core.flag_relay(peer, pinned=False):
+        if not peer.relay and self._core.flag_relay(peer):
+            self.upgrades.relayed(state, now)
             if peer.last_heard_direct > 0.0:
                 self._search(state, now)
             self._moved(state, now)
         return peer.relay
 
-    def _call_over(self, state: PeerState, now: float) -> None:
+    def _call_over(self, state: PeerState, now: float, *, again: bool = False) -> None:
         """Move a peer to the relay whose answers still go the dead way, by a new key sent through the relay.
 
         A stock node counts its sends since it last heard anything, and whatever we send starts that count anew. A
         changed key makes it send its last packets again in one go (the salvage of wire.md 8.2): the third by relay.
+        That works once it has heard nothing directly for 8 s, which on a path open one way is that much later.
         """
         peer = state.peer
         if peer is None or not peer.relay or peer.last_heard > now - self._core.settings.call_over_seconds:
             return
+        if again:
+            self._stranded(state, now)
+            return
         self._exchange.rekey(state, now)
+        later = now + self._core.settings.stranded_seconds
+        self._core.timers.set(("call over", state.node), later, lambda at: self._call_over(state, at, again=True))
+
+    def _stranded(self, state: PeerState, now: float) -> None:
+        """The peer has heard us directly until 9 s ago, and still answers on a way that is dead."""
+        self._core.count("peers_called_over")
+        self._exchange.rekey(state, now, again=True)
 
     # ------------------------------------------------------------------------------------------ search
 
@@ -273,27 +290,30 @@ class Paths:
         peer = state.peer
         if peer is None or not peer.relay:
             return
-        if self._may_attempt(state, peer, now):
-            peer.pinned = False
+        if self.upgrades.possible(state, now):
             state.search_wanted = True
             self._resolve(state)
         self._search_later(state, step + 1, now)
 
     def _sighted(self, state: PeerState, peer: PeerLike, now: float) -> None:
         """The beacon hears a peer elsewhere than it was thought to be: if it is searched for, that is worth a try."""
-        if ("search", state.node) in self._core.timers and self._may_attempt(state, peer, now):
+        if ("search", state.node) in self._core.timers and self.upgrades.possible(state, now):
             state.search_attempts = self._core.settings.search_attempts - 1
-            self._probe_direct(state, peer, 0, now)
+            self.upgrades.probe(state, now)
 
     # ----------------------------------------------------------------------------------------- upgrade
 
     def sweep_upgrades(self, now: float) -> None:
-        """Every 15 s: try to get relayed peers in use back to a direct path (wire.md 11.4)."""
-        core = self._core
-        if core.datapath.relay_only:
-            return
-        for state in core.peers():
-            self._attempt(state, now)
+        """Every 15 s: try to get relayed peers in use back to a direct path (wire.md 11.4), ever more rarely."""
+        for state in self._core.peers():
+            if self.upgrades.due(state, now):
+                self._attempt(state, now)
+
+    def heard_directly(self, state: PeerState, now: float) -> None:
+        """A frame came directly from a peer whose frames are relayed; one registered as relay-only stays so."""
+        known = self._cached(state.node, now, self._core.settings.endpoint_seconds)
+        if known is None or not known.relay_only:
+            self.upgrades.heard_directly(state, now)
 
     def session_installed(self, state: PeerState, now: float) -> None:
         """A peer met by relay is tried directly before the next sweep."""
@@ -301,16 +321,9 @@ class Paths:
             later = now + self._core.settings.first_upgrade_seconds
             self._core.timers.set(("first upgrade", state.node), later, lambda at: self._attempt(state, at))
 
-    def _may_attempt(self, state: PeerState, peer: PeerLike, now: float) -> bool:
-        """Whether the peer is relayed, in use, and no attempt under way; a relay-only node never makes one."""
-        core = self._core
-        if not peer.relay or state.current is None or core.idle(peer, now):
-            return False
-        return not core.datapath.relay_only and ("upgrade", state.node) not in core.timers
-
     def _attempt(self, state: PeerState, now: float) -> None:
         peer = state.peer
-        if peer is None or not self._may_attempt(state, peer, now):
+        if peer is None or not self.upgrades.possible(state, now):
             return
         cached = self._cached(state.node, now, self._core.settings.resolve_cache_seconds)
         if cached is not None:
@@ -322,21 +335,10 @@ class Paths:
     def _upgrade(self, state: PeerState, peer: PeerLike, found: Resolved, now: float) -> None:
         if found.relay_only or found.address is None or not peer.relay or self._core.datapath.relay_only:
             return
-        peer.pinned = False
         if peer.address is None or now - peer.last_heard_direct > self._core.settings.resolve_cache_seconds:
             peer.address = self._neighbour(found) or found.address
         self._punch(state.node, found.address, now)
-        self._probe_direct(state, peer, 0, now)
-
-    def _probe_direct(self, state: PeerState, peer: PeerLike, sent: int, now: float) -> None:
-        settings = self._core.settings
-        if not peer.relay or not self._core.datapath.send_control(peer, CONTROL_ACK, 0, 0, 1, b"", now, direct=True):
-            return
-        if sent + 1 < settings.upgrade_probes:
-            later = now + settings.upgrade_spacing_seconds
-            self._core.timers.set(
-                ("upgrade", state.node), later, lambda at: self._probe_direct(state, peer, sent + 1, at)
-            )
+        self.upgrades.probe(state, now)
 
     # ------------------------------------------------------------------------------------------- reset
 
@@ -345,7 +347,7 @@ class Paths:
         peer = state.peer
         if peer is None or not self._resets.allow((state.node, reason), now):
             return False
-        peer.pinned = False
+        state.upgrade.lift()
         self._endpoints.pop(state.node, None)
         self._exchange.identities.forget(state.node)
         self._exchange.lift_limits(state)
@@ -379,10 +381,7 @@ def usable_beacons(discovered: Iterable[Address]) -> list[Address]:
     """The registry's beacons in the order all nodes use: sorted, without those that mean nothing outside their host."""
     usable = []
     for host, port in sorted(set(discovered)):
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            continue
-        if not (address.is_private or address.is_loopback or address.is_link_local or address.is_unspecified):
+        address = ip_of(host)
+        if address is not None and is_public(address):
             usable.append((host, port))
     return usable

@@ -124,8 +124,12 @@ class TunnelSettings:
     """Unreachable errors in a row that move a peer to the relay (wire.md 11.3)."""
     call_over_seconds: float = 1.0
     """A peer still unheard this long after its direct path died is called over to the relay by a new key."""
+    stranded_seconds: float = 9.0
+    """The same for one that may have heard us directly until then: it gives a path up after 8 s."""
     upgrade_seconds: float = 15.0
-    """Time between attempts to get a relayed peer back to a direct path (wire.md 11.4)."""
+    """Time between attempts to get a relayed peer back to a direct path (wire.md 11.4), doubled with each in vain."""
+    upgrade_max_seconds: float = 300.0
+    """Where that doubling ends: each may cost a 1.18.0 peer some ten seconds (upgrades.py)."""
     first_upgrade_seconds: float = 1.0
     """The first of them to a peer met by relay: both ends have a session by then, and know where to punch."""
     search_seconds: tuple[float, ...] = (1.0, 3.0, 5.0, 6.0, 7.0, 8.0)
@@ -137,9 +141,16 @@ class TunnelSettings:
     search_attempts: int = 3
     """Attempts in a search after news of where the peer is: the other end may not have been ready for the first."""
     upgrade_probes: int = 5
-    """Direct probes per attempt; three of them move the other end (wire.md 11.4)."""
+    """Direct probes per attempt; three of them move a 1.18.0 peer (wire.md 11.4)."""
     upgrade_spacing_seconds: float = 0.2
     """Time between those probes (wire.md 11.4)."""
+    upgrade_fresh_seconds: float = 5.0
+    """Both ways must have been seen to be open within this time, which round trip and lost probes may take."""
+    upgrade_reply_seconds: float = 5.0
+    """A relayed peer that is heard directly is probed at most this often; below the 8 s after which an end that is
+    direct already and hears nothing directly gives up."""
+    upgrade_lasting_seconds: float = 60.0
+    """A direct path that died sooner after it was chosen counts as an attempt in vain."""
     introduction_seconds: float = 2.0
     """A punch command within this time answers the own punch request, unless the peer was heard directly since."""
     introduction_cap: int = 256

@@ -17,9 +17,6 @@ from pilot.tunnel.timers import Timers
 
 _log = logging.getLogger("pilot.tunnel")
 
-CONTROL_ACK = 2
-"""The ACK flag of a control packet: nobody answers those."""
-
 PATH_PROBE = b"pathprobe.v1"
 """Payload of the pings that ask a silent peer for a sign of life (wire.md 12.3)."""
 
@@ -88,6 +85,35 @@ class MtuSearch:
 
 
 @dataclass(slots=True)
+class Upgrade:
+    """What is known about the direct path to a relayed peer (see upgrades.py)."""
+
+    probes: dict[int, Address] = field(default_factory=dict)
+    """Where the latest probes went, by the number that their pongs repeat."""
+    left: int = 0
+    """Probes of the attempt under way that are still to be sent."""
+    since: float = 0.0
+    """When that attempt began."""
+    answered: float = 0.0
+    """When the last pong to a direct probe came."""
+    address: Address | None = None
+    """Where that probe had gone."""
+    committed: float = 0.0
+    """When the peer last left the relay."""
+    died: float = 0.0
+    """When the direct path was last given up."""
+    not_before: float = 0.0
+    """No attempt without news until then."""
+    spacing: float = 0.0
+    reply_after: float = 0.0
+    """No attempt because a direct frame came until then."""
+
+    def lift(self) -> None:
+        """Let the next attempt come soon."""
+        self.not_before = self.spacing = self.reply_after = 0.0
+
+
+@dataclass(slots=True)
 class PeerState:
     """One remote node as the control plane sees it. `peer` is None for a mere sender of frames we cannot read."""
 
@@ -124,6 +150,7 @@ class PeerState:
     silent_since: float = 0.0
     watchdog_after: float = 0.0
     mtu: MtuSearch = field(default_factory=MtuSearch)
+    upgrade: Upgrade = field(default_factory=Upgrade)
     watch: set[str] = field(default_factory=set)
 
 
@@ -220,15 +247,13 @@ class Core:
         else:
             self.datapath.send_relayed(frame, node)
 
-    def flag_relay(self, peer: PeerLike, *, pinned: bool) -> bool:
-        """Send the peer's frames by relay from now on; False without a beacon. A flag already set keeps its pin."""
+    def flag_relay(self, peer: PeerLike) -> bool:
+        """Send the peer's frames by relay from now on; False without a beacon."""
         if self.datapath.beacon is None:
             return False
         if not peer.relay:
-            peer.relay, peer.pinned, peer.direct_frames = True, pinned, 0
+            peer.relay = True
             self.hooks.publish("tunnel.relay_activated", {"peer_node_id": peer.node})
-        elif pinned:
-            peer.pinned = True
         return True
 
     def idle(self, peer: PeerLike, now: float) -> bool:

@@ -24,6 +24,7 @@ from pilot.tunnel.mtu import PROBE_PORT, PathMtu
 from pilot.tunnel.paths import Paths
 from pilot.tunnel.settings import TunnelSettings
 from pilot.tunnel.state import Core, CycleKind, PeerState
+from pilot.tunnel.upgrades import UPGRADE_PORT
 
 PING_PORT = 0xFFFE
 """Source port of the node's own pings (`probe_path`)."""
@@ -216,9 +217,11 @@ class Tunnel:
         self._paths.contact(peer.node, now)
 
     def heard(self, peer: PeerLike, direct: bool, now: float) -> None:
-        """A frame of a watched peer was decrypted."""
+        """A frame of a watched peer was decrypted, or one that came directly from a peer whose frames are relayed."""
         state = self._core.get(peer.node)
         if state is not None:
+            if direct:
+                self._paths.heard_directly(state, now)
             self._liveness.heard(state, now)
             self._exchange.heard(state)
             self._exchange.sessions.heard(state, now)
@@ -236,6 +239,8 @@ class Tunnel:
             return
         if port == PROBE_PORT:
             self._mtu.pong(state, peer, seq, len(payload), now)
+        elif port == UPGRADE_PORT:
+            self._paths.upgrades.pong(state, seq, now)
         elif port == PING_PORT and seq in self._pings and self._pings[seq][0] == peer.node:
             _, sent, answered = self._pings.pop(seq)
             answered(now - sent)

@@ -23,7 +23,7 @@ ELSEWHERE = ("198.51.100.7", 555)
 
 
 def ping(peer: ScriptedPeer, **fields: Any) -> Packet:
-    return peer.packet(protocol=CONTROL, source_port=5, payload=b"ping", **fields)
+    return peer.packet(protocol=CONTROL, source_port=5, **{"payload": b"ping", **fields})
 
 
 def arrive(peer: ScriptedPeer, p: Packet | bytes, source: Any = None, *, relayed: bool = False) -> None:
@@ -251,7 +251,7 @@ class TestPaths:
         node.datapath.beacon = BEACON
         peer.peer.address = None
         arrive(peer, ping(peer), relayed=True)
-        assert (peer.peer.relay, peer.peer.pinned) == (True, False)
+        assert peer.peer.relay is True
         assert [target for _, _, target, _ in network.log] == [BEACON]
         assert [call[2] for call in node.control.named("path_changed")] == ["relayed"]
 
@@ -262,36 +262,52 @@ class TestPaths:
         assert peer.peer.relay is False
         assert [target for _, _, target, _ in network.log] == [peer.address]
 
-    def test_three_direct_frames_clear_the_flag(self) -> None:
+    @pytest.mark.parametrize("relay_only", [False, True])
+    def test_direct_frames_of_a_relayed_peer(self, relay_only: bool) -> None:
+        """They teach the address and are reported; a ping is answered both ways. The relay stays in use."""
         network, node, peer = stage()
         node.datapath.beacon = BEACON
+        node.datapath.relay_only = relay_only
         peer.peer.relay = True
-        targets = []
-        for _ in range(3):
-            network.forget()
-            arrive(peer, ping(peer))
-            targets += [target for _, _, target, _ in network.log]
-        assert targets == [BEACON, BEACON, peer.address]
-        assert peer.peer.relay is False
-        assert [call[2] for call in node.control.named("path_changed")] == ["direct"]
-
-    @pytest.mark.parametrize("why", ["pinned", "relay_only"])
-    def test_but_not_a_pinned_one(self, why: str) -> None:
-        network, node, peer = stage()
-        node.datapath.beacon = BEACON
-        peer.peer.relay = True
-        if why == "pinned":
-            peer.peer.pinned = True
-        else:
-            node.datapath.relay_only = True
         for _ in range(10):
             arrive(peer, ping(peer), ELSEWHERE)
         assert peer.peer.relay is True
         assert peer.peer.address == ELSEWHERE
-        assert {target for _, _, target, _ in network.log} == {BEACON}
+        assert [call[2] for call in node.control.named("heard")] == [True] * 10
+        assert [target for _, _, target, _ in network.log] == ([BEACON] if relay_only else [ELSEWHERE, BEACON]) * 10
+
+    def test_a_direct_ping_too_long_for_the_relay_is_answered_directly_alone(self) -> None:
+        network, node, peer = stage()
+        node.datapath.beacon = BEACON
+        peer.peer.relay = True
+        for size in (1152, 1153):
+            arrive(peer, ping(peer, payload=bytes(size)))
+        assert [target for _, _, target, _ in network.log] == [peer.address, BEACON, peer.address]
+
+    def test_relayed_pings_of_a_relayed_peer_are_answered_by_relay_alone(self) -> None:
+        network, node, peer = stage()
+        node.datapath.beacon = BEACON
+        peer.peer.relay = True
+        arrive(peer, ping(peer), relayed=True)
+        assert [target for _, _, target, _ in network.log] == [BEACON]
+        assert node.control.named("heard") == []
+
+    def test_use_direct(self) -> None:
+        network, node, peer = stage()
+        node.datapath.beacon = BEACON
+        peer.peer.relay = True
+        peer.peer.address = None
+        node.datapath.use_direct(peer.peer, network.now)
+        assert peer.peer.relay is True
+        peer.peer.address = peer.address
+        node.datapath.use_direct(peer.peer, network.now)
+        node.datapath.use_direct(peer.peer, network.now)
+        arrive(peer, ping(peer))
+        assert [target for _, _, target, _ in network.log] == [peer.address]
+        assert [call[2] for call in node.control.named("path_changed")] == ["direct"]
 
     def test_blackhole(self) -> None:
-        """Eight seconds without a direct frame and three sends that had time to be answered: relay and pin."""
+        """Eight seconds without a direct frame and three sends that had time to be answered: relay."""
         network, node, peer = stage()
         node.datapath.beacon = BEACON
         talk = peer.accept(node.dial(peer, 80))
@@ -301,7 +317,7 @@ class TestPaths:
         while not peer.peer.relay and network.now < started + 30.0:
             talk.core.write(b"x")
             network.run(0.5)
-        assert peer.peer.pinned
+        assert peer.peer.relay is True
         assert 8.0 <= network.now - started <= 12.0
         assert [call[2] for call in node.control.named("path_changed")] == ["blackhole"]
         assert network.log[-1][2] == BEACON
@@ -424,7 +440,7 @@ class TestPeers:
     def test_fields(self) -> None:
         network, node, peer = stage()
         p = peer.peer
-        assert (p.node, p.is_self, p.relay, p.pinned, p.open_streams) == (2, False, False, False, 0)
+        assert (p.node, p.is_self, p.relay, p.open_streams) == (2, False, False, 0)
         node.listen(7)
         talk = peer.open(7)
         assert p.open_streams == 1

@@ -81,7 +81,7 @@ class TestDial:
         talk.data(b"worth the wait")
         assert stream.read(100) == b"worth the wait"
 
-    def test_pinned_relay_from_the_first_syn(self) -> None:
+    def test_relay_from_the_first_syn(self) -> None:
         network, node, peer = stage()
         node.datapath.beacon = ("192.0.2.1", 9001)
         peer.peer.relay = True

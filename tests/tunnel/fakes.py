@@ -49,8 +49,6 @@ class FakePeer:
     previous_until: float = 0.0
     address: Address | None = None
     relay: bool = False
-    pinned: bool = False
-    direct_frames: int = 0
     misses: int = 0
     first_sent: float = 0.0
     last_sent: float = 0.0
@@ -71,6 +69,8 @@ class FakePeer:
 
 class FakeDatapath:
     """Frames of one node, without streams: datagrams go to `inbox`."""
+
+    answers_both_ways = True
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -125,6 +125,11 @@ class FakeDatapath:
                 session.wipe()
         peer.session = peer.previous = None
         peer.salvage.clear()
+
+    def use_direct(self, peer: FakePeer, now: float) -> None:
+        if peer.relay and peer.address is not None:
+            peer.relay = False
+            self.host.tunnel.path_changed(peer, "direct", now)
 
     def send_frame(self, frame: bytes, address: Address) -> None:
         self.host.transmit(frame, address)
@@ -201,7 +206,7 @@ class FakeDatapath:
             if since and now - since > 8:
                 peer.misses += 1
                 if peer.misses >= 3:
-                    peer.misses, peer.relay, peer.pinned, peer.direct_frames = 0, True, True, 0
+                    peer.misses, peer.relay = 0, True
                     self.host.tunnel.path_changed(peer, "blackhole", now)
         return peer.relay
 
@@ -252,17 +257,12 @@ class FakeDatapath:
         if source is not None:
             peer.last_heard_direct = now
             moved, peer.address = peer.address != source, source
-            if peer.relay and not peer.pinned:
-                peer.direct_frames += 1
-                if peer.direct_frames >= 3:
-                    peer.relay = False
-                    self.host.tunnel.path_changed(peer, "direct", now)
-            elif moved and not peer.relay:
+            if moved and not peer.relay:
                 self.host.tunnel.path_changed(peer, "address", now)
         elif peer.address is None and not peer.relay:
-            peer.relay, peer.pinned, peer.direct_frames = True, False, 0
+            peer.relay = True
             self.host.tunnel.path_changed(peer, "relayed", now)
-        if peer.watched:
+        if peer.watched or (peer.relay and source is not None):
             self.host.tunnel.heard(peer, source is not None, now)
         if packet.protocol == DATAGRAM:
             peer.last_used = now
@@ -282,7 +282,11 @@ class FakeDatapath:
                     packet.seq + 1 & 0xFFFFFFFF,
                     payload=packet.payload,
                 )
-                self._seal_out(peer, pong.encode(), now)
+                asks_direct = self.answers_both_ways and peer.relay and source is not None
+                if asks_direct:
+                    self._seal_out(peer, pong.encode(), now, direct=True)
+                if not asks_direct or len(packet.payload) <= peer.segment_bytes:
+                    self._seal_out(peer, pong.encode(), now)
 
 
 @dataclass

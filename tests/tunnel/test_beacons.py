@@ -48,8 +48,9 @@ def test_beacon_pick(case: dict) -> None:
 
 def test_configured_come_first_and_useless_ones_are_left_out() -> None:
     discovered = [("8.8.4.4", 2), ("10.0.0.1", 1), ("8.8.4.4", 1), ("127.0.0.1", 1), ("0.0.0.0", 1), ("fe80::1", 1)]
-    discovered += [("8.8.4.4", 1), ("beacon.example", 1), ("2606:4700::1", 1)]
-    assert usable_beacons(discovered) == [("2606:4700::1", 1), ("8.8.4.4", 1), ("8.8.4.4", 2)]
+    discovered += [("8.8.4.4", 1), ("beacon.example", 1), ("2606:4700::1", 1), ("100.64.0.1", 1), ("203.0.113.9", 1)]
+    # Documentation addresses are public for 1.18.0, and both must pick from the same list.
+    assert usable_beacons(discovered) == [("203.0.113.9", 1), ("2606:4700::1", 1), ("8.8.4.4", 1), ("8.8.4.4", 2)]
     network = Network()
     host = network.host(1)
     host.tunnel.set_beacons([("127.0.0.1", 5)], [("10.0.0.1", 1)], network.now)

@@ -32,7 +32,6 @@ def test_first_pila_by_relay() -> None:
     assert probe.take() == ["deliver PILA"]
     assert host.topics("tunnel.established") == [{"authenticated": True, "relay": True, "rekeyed": False}]
     assert host.peer(probe).relay
-    assert host.peer(probe).pinned
     assert host.peer(probe).address is None
     host.send(probe, b"x")
     network.run(0.1)
@@ -408,7 +407,6 @@ def test_retransmits_take_both_ways_with_a_request_then_give_up() -> None:
     assert [relayed for _, relayed, data in sent if b"PILA" in data] == [False, True] * 6
     assert [at for at, relayed, data in sent if b"PILK" in data and relayed] == [4.0, 8.0, 12.0, 16.0, 20.0]
     assert host.peer(probe).relay
-    assert not host.peer(probe).pinned
     assert host.topics("tunnel.rekey_gave_up") == [{"peer_node_id": 9}]
     assert host.failed == [(9, "the peer did not answer the key exchange")]
     assert host.topics("tunnel.path_suspect") == [{"peer_node_id": 9, "reason": "rekey_gave_up"}]

@@ -23,7 +23,6 @@ def test_relay_only_peers_are_never_punched_or_probed() -> None:
     network.run(0.1)
     assert kinds(network.sent(host, start)) == ["relay PILA"]
     assert host.peer(probe).relay
-    assert host.peer(probe).pinned
     assert host.peer(probe).address is None
     probe.relay(probe.pila(), host)
     probe.relay(probe.sealed(host), host)
@@ -138,23 +137,18 @@ def test_blackhole_moves_to_relay_and_counts_anew() -> None:
         host.send(probe)
     network.run(0.1)
     assert probe.take() == ["PILS", "PILS", "deliver PILS"]
-    assert host.peer(probe).pinned
 
 
-def test_pinned_relay_stays_and_unpinned_ends_after_three_direct_frames() -> None:
+def test_direct_frames_alone_do_not_end_the_relay() -> None:
     network, host, probe = node_and_probe()
-    network.registry[9].found = Resolved(BEACON, relay_only=True)
     probe.relay(probe.pila(), host)
     for _ in range(5):
         probe.send(probe.sealed(host), host)
+        network.run(1.0)
     host.send(probe)
     network.run(0.1)
+    assert host.peer(probe).address == probe.address
     assert probe.take()[-1] == "deliver PILS"
-    host.peer(probe).pinned = False
-    for number in range(3):
-        assert host.peer(probe).relay, number
-        probe.send(probe.sealed(host), host)
-    assert not host.peer(probe).relay
 
 
 def test_relayed_frame_of_a_peer_without_address() -> None:
@@ -162,7 +156,6 @@ def test_relayed_frame_of_a_peer_without_address() -> None:
     host.peer(probe).address = None
     probe.relay(probe.sealed(host), host)
     assert host.peer(probe).relay
-    assert not host.peer(probe).pinned
     assert host.topics("tunnel.relay_activated") == [{"peer_node_id": 9}]
 
 
@@ -179,14 +172,12 @@ def test_unreachable_errors_move_to_relay() -> None:
     assert not peer.relay
     host.tunnel.send_failed(peer, errno.ECONNREFUSED, 100, network.now)
     assert peer.relay
-    assert peer.pinned
 
 
 def test_a_dial_may_move_to_relay() -> None:
     network, host, probe = met()
     assert host.tunnel.dial_needs_relay(host.peer(probe), network.now)
     assert host.peer(probe).relay
-    assert not host.peer(probe).pinned
     host.datapath.beacon = None
     host.peer(probe).relay = False
     assert not host.tunnel.dial_needs_relay(host.peer(probe), network.now)
@@ -207,11 +198,9 @@ def test_upgrade_attempts() -> None:
     times = [at - sent[0][0] for at, _, _ in sent[1:]]
     assert times == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8], abs=0.01)
     opened = probe.opened(host, sent[1][2])
-    assert opened.plaintext[0] == 0x12  # version 1, ACK
-    assert opened.plaintext[1] == 3
-    assert opened.plaintext[16:24] == b"\0\0\0\0\0\0\0\1"
-    assert len(opened.plaintext) == 34
-    assert not host.peer(probe).pinned
+    assert opened.plaintext[:2] == b"\x10\x03"  # version 1, no flags, control: a ping
+    assert opened.plaintext[16:20] == b"\xff\xfc\0\0"
+    assert opened.plaintext[34:] == b"pathprobe.v1"
     assert sent[0][0] - start == pytest.approx(1.0, abs=0.3)  # soon after the session, then with the sweep
     for attempts in (2, 3):
         network.run(15.0)
@@ -425,14 +414,13 @@ def test_idle_peers_are_not_upgraded() -> None:
 def test_path_reset_keeps_the_session_and_asks_anew() -> None:
     network, host, probe = met()
     session = host.session(probe)
-    host.peer(probe).relay = host.peer(probe).pinned = True
+    host.peer(probe).relay = True
     start = network.now
     assert host.tunnel.reset_path(9, network.now)
     assert not host.tunnel.reset_path(9, network.now)
     network.run(0.05)
     assert host.session(probe) is session
     assert host.peer(probe).relay
-    assert not host.peer(probe).pinned
     assert host.lookups[-1] == 9
     assert kinds(network.sent(host, start))[:3] == ["punch request", "relay PILA", "relay PILK"]
     assert host.tunnel._core.get(9).cycle is not None
