@@ -39,11 +39,15 @@ def unavailable(reason: str) -> NoReturn:
     pytest.skip(f"interop: {reason}")
 
 
-@pytest.fixture(scope="session")
-def programs() -> Programs:
-    """The official programs, fetched outside the namespace and only where there can be one."""
+def pytest_runtest_setup() -> None:
+    """Ends every test of this directory in one place, so that pytest's summary has one line for all of them."""
     if reason := netns.missing():
         unavailable(reason)
+
+
+@pytest.fixture(scope="session")
+def programs() -> Programs:
+    """The official programs, fetched outside the namespace."""
     try:
         return fetch()
     except (RuntimeError, OSError) as error:

@@ -18,6 +18,7 @@ but act on the sender, which gets EINVAL instead of a loss; netem and prio queue
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import os
 import shutil
@@ -42,6 +43,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _serial = itertools.count()
 
 
+@functools.cache
 def missing() -> str | None:
     """Return why no namespace can be made here, or None."""
     if os.name != "posix" or not Path("/proc/self/ns/net").exists():
