@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.harness import Side, SubjectError
-from bench.places import Place, forget, inside, ip, need_root
+from bench.places import Place, forget, inside, ip, need_namespaces
 
 __all__ = ["Link", "emulated"]
 
@@ -29,9 +29,9 @@ DEVICE: Final = "wan0"
 READY_SECONDS: Final = 10.0
 KERNEL_BUFFERS: Final = "4096 1048576 67108864"
 SETTINGS: Final = {
-    "net.ipv4.tcp_wmem": KERNEL_BUFFERS,
-    "net.ipv4.tcp_rmem": KERNEL_BUFFERS,
-    "net.ipv4.tcp_no_metrics_save": "1",
+    "tcp_wmem": KERNEL_BUFFERS,
+    "tcp_rmem": KERNEL_BUFFERS,
+    "tcp_no_metrics_save": "1",
 }
 """Kernel TCP is not held back by its buffers, nor does a connection learn from the one before."""
 
@@ -55,7 +55,7 @@ class Link:
 @asynccontextmanager
 async def emulated(link: Link, counters: list[dict[str, Any]]) -> AsyncIterator[Place]:
     """The place; when it is left, `counters` holds what each direction carried and lost."""
-    need_root()
+    need_namespaces()
     program = build()
     names = [f"pilot-bench-{os.getpid()}-{end}" for end in ("client", "server")]
     process = None
@@ -64,7 +64,7 @@ async def emulated(link: Link, counters: list[dict[str, Any]]) -> AsyncIterator[
             ip("netns", "add", name)
             ip("-n", name, "link", "set", "lo", "up")
             for setting, value in SETTINGS.items():
-                ip("netns", "exec", name, "sysctl", "-qw", f"{setting}={value}")
+                ip("netns", "exec", name, "sh", "-c", f"echo '{value}' >/proc/sys/net/ipv4/{setting}")
         process = await _start(program, names, link)
         for name, host, peer in zip(names, HOSTS, reversed(HOSTS), strict=True):
             ip("-n", name, "addr", "add", host, "peer", peer, "dev", DEVICE)

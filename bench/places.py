@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from bench.harness import Side, SubjectError
 
-__all__ = ["Place", "forget", "inside", "ip", "lone_namespace", "loopback", "need_root", "veth"]
+__all__ = ["Place", "forget", "inside", "ip", "lone_namespace", "loopback", "need_namespaces", "veth"]
 
 VETH_HOSTS = ("198.18.0.1", "198.18.0.2")
 LONE_HOSTS = ("198.18.1.1", "198.18.1.2", "198.18.1.3")
@@ -37,7 +37,7 @@ async def loopback() -> AsyncIterator[Place]:
 async def lone_namespace() -> AsyncIterator[Place]:
     """A namespace with only loopback in it: the official programs run nowhere else."""
     name = f"pilot-bench-{os.getpid()}"
-    need_root()
+    need_namespaces()
     try:
         ip("netns", "add", name)
         ip("-n", name, "link", "set", "lo", "up")
@@ -54,7 +54,7 @@ async def veth(mtu: int) -> AsyncIterator[Place]:
     """Two namespaces joined by a veth pair of that MTU."""
     names = [f"pilot-bench-{os.getpid()}-{end}" for end in ("client", "server")]
     devices = [f"pb{os.getpid() % 10**6}{end}" for end in ("c", "s")]
-    need_root()
+    need_namespaces()
     try:
         for name in names:
             ip("netns", "add", name)
@@ -70,12 +70,20 @@ async def veth(mtu: int) -> AsyncIterator[Place]:
             forget(name)
 
 
-def need_root() -> None:
-    """Raises SubjectError where no namespace can be made."""
+def need_namespaces() -> None:
+    """Raises SubjectError where no namespace can be made and entered: in most containers not even root may."""
     if os.name != "posix" or os.geteuid() != 0:
         raise SubjectError("network namespaces need root")
     if shutil.which("ip") is None:
         raise SubjectError("there is no `ip` program (package iproute2)")
+    name = f"pilot-bench-{os.getpid()}-probe"
+    try:
+        ip("netns", "add", name)
+        ip("netns", "exec", name, "true")
+    except SubjectError as error:
+        raise SubjectError(f"network namespaces need root's right to mount: {error}") from None
+    finally:
+        forget(name)
 
 
 def inside(name: str) -> tuple[str, ...]:

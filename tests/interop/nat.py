@@ -127,7 +127,7 @@ class Host:
         self.router.run("ip", "addr", "add", f"192.168.{number}.1/24", "dev", "in")
         self.inside.run("ip", "addr", "add", f"{self.local}/24", "dev", "lan")
         self.inside.run("ip", "route", "add", "default", "via", f"192.168.{number}.1")
-        self.router.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        self.router.run("tee", "/proc/sys/net/ipv4/ip_forward", stdin="1")
         self._map(4100 + number if kind == "remapped" else 0)
 
     def rebind(self, port: int) -> None:

@@ -52,10 +52,14 @@ def missing() -> str | None:
         return "network namespaces need root"
     if shutil.which("ip") is None:
         return "no `ip` program (package iproute2)"
-    probe = subprocess.run(["ip", "netns", "add", f"{_PREFIX}{os.getpid()}-probe"], capture_output=True, text=True)
-    if probe.returncode:
-        return f"`ip netns add` failed: {probe.stderr.strip()}"
-    _delete(f"{_PREFIX}{os.getpid()}-probe")
+    name = f"{_PREFIX}{os.getpid()}-probe"
+    try:
+        for words in (["add", name], ["exec", name, "true"]):
+            probe = subprocess.run(["ip", "netns", *words], capture_output=True, text=True)
+            if probe.returncode:
+                return f"`ip netns {words[0]}` failed: {probe.stderr.strip()}"
+    finally:
+        _delete(name)
     return None
 
 
