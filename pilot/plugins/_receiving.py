@@ -96,11 +96,15 @@ class MemoryLease:
         self.size += size * taken
         return taken
 
-    def release(self) -> None:
-        """Gives everything back. May be repeated."""
-        size, self.size = self.size, 0
+    def shrink(self, size: int) -> None:
+        """Gives `size` of these bytes back."""
+        self.size -= size
         if size:
             self._budget.give(self._peer, size)
+
+    def release(self) -> None:
+        """Gives everything back. May be repeated."""
+        self.shrink(self.size)
 
     def __enter__(self) -> Self:
         return self
