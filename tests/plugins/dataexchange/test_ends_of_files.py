@@ -16,7 +16,7 @@ from pilot.plugins.dataexchange.deliveries import in_thread
 from pilot.plugins.dataexchange.filestream import Init, Kind
 from pilot.plugins.dataexchange.frames import encode_frame
 from pilot.plugins.dataexchange.ring import FIRST_BYTES
-from tests.plugins.dataexchange.helpers import CONTENT, Place, frame, running
+from tests.plugins.dataexchange.helpers import BOB, CONTENT, Place, frame, running
 from tests.plugins.fakes import Stream, eventually, settle
 
 ID = b"i" * 16
@@ -185,6 +185,17 @@ async def test_early_chunks_are_charged(tmp_path: Path) -> None:
         await stream.close()
         await eventually(lambda: not place.service._connections)
         assert budget.used == 0
+
+
+async def test_many_files_share_memory_for_few(tmp_path: Path) -> None:
+    """One ring at a time for each of four nodes: all of them finish, after a while."""
+    async with running(tmp_path, limits=SMALL) as place:
+        clients = [place.new_client(node) for node in (11, 12, 13, 14)]
+        contents = [CONTENT[at : at + 200_000] for at in range(20)]
+        sending = [clients[at % 4].send_file(BOB, content, name="x") for at, content in enumerate(contents)]
+        await asyncio.gather(*sending)
+        assert sorted(path.read_bytes() for path in place.stored()) == sorted(contents)
+        await eventually(lambda: place.service._budget.used == 0)
 
 
 # ---- order ----------------------------------------------------------------------------------------------------------
