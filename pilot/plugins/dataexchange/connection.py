@@ -273,9 +273,14 @@ class Connection:
     async def _take_over(self, transfer_id: bytes) -> None:
         """Ends the same transfer of the same node on a stream that has gone silent: it broke, and nobody told us."""
         other = self._deliveries.transfers.get((self._sender.node, transfer_id))
-        silence = 0.0 if other is None else asyncio.get_running_loop().time() - other._heard_at
-        if other is not None and silence > SILENT_SECONDS:
+        if other is not None and other._is_silent:
             await other._end_file("the sender began it again over another stream")
+
+    @property
+    def _is_silent(self) -> bool:
+        """Whether nothing comes any more, though this node would take it."""
+        silence = asyncio.get_running_loop().time() - self._heard_at
+        return silence > SILENT_SECONDS and not (self._file is not None and self._file.waits_for_disk)
 
     async def _chunk(self, part: Part) -> None:
         chunk = filestream.split_chunk_untrusted(part.body)

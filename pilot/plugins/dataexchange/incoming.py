@@ -61,6 +61,8 @@ class IncomingFile:
         """Where the next chunk in order begins."""
         self.failure = ""
         """Why the disk took no more."""
+        self.waits_for_disk = False
+        """Whether the sender may be silent because this node is slow."""
         self._init = init
         self._partial = partial
         self._resumed_at = partial.position
@@ -286,6 +288,7 @@ class IncomingFile:
     async def _write_waiting(self) -> bool:
         """Writes what waits in the ring; False when the disk does not take it, with the `failure` noted."""
         pieces = self._ring.waiting()
+        self.waits_for_disk = True
         try:
             if pieces:
                 await in_thread(self._partial.append, pieces)
@@ -293,6 +296,8 @@ class IncomingFile:
             self.failure = reason(error)
             self._ring.emptied(self._ring.used)
             return False
+        finally:
+            self.waits_for_disk = False
         self._ring.emptied(sum(map(len, pieces)))
         return True
 

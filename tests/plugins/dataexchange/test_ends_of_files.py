@@ -66,7 +66,7 @@ class HungDisk:
 
         def write(fd: int, pieces: Any) -> int:
             self.busy.set()
-            self.go.wait()
+            self.go.wait(10.0)
             return writev(fd, pieces)
 
         monkeypatch.setattr(os, "writev", write)
@@ -82,16 +82,16 @@ def hung_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[HungDisk]:
 # ---- another stream takes over --------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("at_once")
 async def test_a_stream_that_waits_for_the_disk_ends_in_order(tmp_path: Path, hung_disk: HungDisk) -> None:
     async with running(tmp_path) as place:
         old, _ = await offer(place)
         await old.write(chunk(0, FIRST_BYTES + 1000)[: FIRST_BYTES + 500])
         await eventually(lambda: hung_disk.busy.is_set() and len(old.outgoing.data) > 0)
-        taking_over = asyncio.create_task(offer(place))
+        [serving] = place.service._connections
+        ending = asyncio.create_task(serving._end_file("taken over"))
         await settle()
         hung_disk.go.set()
-        await taking_over
+        await ending
         await rest(old)  # it would be reset by a crash
 
 
@@ -127,6 +127,20 @@ async def test_a_stream_in_the_middle_of_a_long_chunk_is_not_silent(tmp_path: Pa
         await second.close()
         await first.write(chunk(0, 1000)[500:])
         assert (await frame(first))[1][0] == Kind.ACK
+
+
+async def test_a_stream_that_waits_for_the_disk_is_not_silent(tmp_path: Path, hung_disk: HungDisk) -> None:
+    async with running(tmp_path) as place:
+        first, _ = await offer(place)
+        await first.write(chunk(0, 1000))
+        await eventually(hung_disk.busy.is_set)
+        [serving] = place.service._connections
+        serving._heard_at -= 1000.0
+        second, _ = await offer(place)
+        assert [file.resumable for file in open_files(place)] == [True, False]
+        hung_disk.go.set()
+        assert (await frame(first))[1][0] == Kind.ACK
+        await second.close()
 
 
 @pytest.mark.usefixtures("at_once")
