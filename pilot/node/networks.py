@@ -312,7 +312,7 @@ class Memberships:
         again = not refused and not isinstance(error, InvalidValueError)
         message = "network %d, which this node is to join at its start, was not joined%s: %s"
         if again:
-            self._quiet.warning("auto-join", message, network_id, " and is tried again", error)
+            self._quiet.warning(f"auto-join {network_id}", message, network_id, " and is tried again", error)
         else:
             _log.warning(message, network_id, "", error)
         payload = {"network_id": network_id, "error": str(error), "tried_again": again}

@@ -15,6 +15,8 @@ __all__ = ["MemoryBudget", "MemoryLease", "read_payload_untrusted"]
 
 FIRST_BYTES: Final = 1 << 20
 """Allocated for a payload before any of it has come; what is longer doubles as it arrives."""
+UNCHARGED_BYTES: Final = 4096
+"""A payload up to here, one per stream, takes no share: it may be what lets a holder of memory go on, or end."""
 WAIT_SECONDS: Final = 60.0
 """How long a payload waits for memory that others hold."""
 
@@ -96,11 +98,15 @@ class MemoryLease:
         self.size += size * taken
         return taken
 
-    def release(self) -> None:
-        """Gives everything back. May be repeated."""
-        size, self.size = self.size, 0
+    def shrink(self, size: int) -> None:
+        """Gives `size` of these bytes back."""
+        self.size -= size
         if size:
             self._budget.give(self._peer, size)
+
+    def release(self) -> None:
+        """Gives everything back. May be repeated."""
+        self.shrink(self.size)
 
     def __enter__(self) -> Self:
         return self
@@ -125,7 +131,8 @@ async def read_payload_untrusted(
     """
     loop = asyncio.get_running_loop()
     size = min(length, FIRST_BYTES)
-    await lease.grow(size)
+    if length > UNCHARGED_BYTES:
+        await lease.grow(size)
     buffer = bytearray(size)
     buffer[: len(begun)] = begun
     filled = len(begun)

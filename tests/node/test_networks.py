@@ -213,6 +213,19 @@ def test_auto_join_that_meets_an_outage_is_tried_until_it_succeeds(monkeypatch: 
     simulate("auto-join", body)
 
 
+def test_each_network_that_is_not_joined_is_named_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Joining(monkeypatch, n1=RegistryError("down"), n2=RegistryError("down"))
+
+    async def body(world: World) -> None:
+        await world.machine(join="1,2").start()
+        for number in (1, 2):
+            assert f"network {number}, which this node is to join at its start, was not joined" in caplog.text
+
+    simulate("auto-join log", body)
+
+
 def test_auto_join_that_is_refused_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = Joining(
         monkeypatch, n1=RegistryRefusedError("no", "no such network"), n2=InvalidValueError("no network")

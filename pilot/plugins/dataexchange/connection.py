@@ -74,6 +74,8 @@ class Connection:
         self._file: IncomingFile | None = None
         self._heard_at = 0.0
         self._answering = asyncio.Lock()
+        self._torn = False
+        """Whether an answer is under way, or has broken off in the middle: nothing can follow it."""
         self._task: asyncio.Task[object] | None = None
         self._waiting = False
         """For the next frame, with nothing under way."""
@@ -133,7 +135,8 @@ class Connection:
         return None
 
     async def _read_into(self, room: memoryview) -> int:
-        self._stream.set_read_deadline(asyncio.get_running_loop().time() + IDLE_SECONDS)
+        self._heard_at = asyncio.get_running_loop().time()
+        self._stream.set_read_deadline(self._heard_at + IDLE_SECONDS)
         return await self._stream.read_into(room)
 
     async def _read_header(self) -> bytes | None:
@@ -165,11 +168,28 @@ class Connection:
             await self._answer(number, encode_frame(FrameType.TEXT, text.encode()))
 
     async def _answer(self, number: int, frame: bytes) -> None:
-        """Sends an answer to a frame of type `number`. Raises what `Stream.write` raises."""
+        """Sends an answer to a frame of type `number`, behind those to what came before it.
+
+        Raises what `_write` raises, and what ended the writing of a file.
+        """
+        await self._settled()
+        await self._write(number, frame)
+
+    async def _settled(self) -> None:
+        """Returns when every chunk that has come is answered."""
+        if self._file is not None:
+            await self._file.settled()
+
+    async def _write(self, number: int, frame: bytes) -> None:
+        """Sends an answer now. Raises what `Stream.write` raises, and `EOFError`: the one before has broken off."""
         try:
             async with self._answering:
+                if self._torn:
+                    raise EOFError("an answer broke off, nothing can follow it")
+                self._torn = True
                 self._stream.set_write_deadline(asyncio.get_running_loop().time() + ANSWER_SECONDS)
                 await self._stream.write(frame)
+                self._torn = False
         except (PilotError, TimeoutError) as error:
             payload = {"remote": str(self._sender), "frame_type": type_name(number), "error": str(error)}
             self._events.publish("dataexchange.ack_failed", payload)
@@ -213,6 +233,7 @@ class Connection:
             elif part.kind == Kind.DONE:
                 await self._done(part)
             elif part.kind == Kind.ABORT:
+                await self._settled()
                 await self._end_file(f"the sender gave up: {filestream.text_untrusted(part.body) or 'no reason given'}")
         except InvalidValueError as error:
             await self._send_file_part(filestream.complete(part.transfer_id, str(error)))
@@ -220,12 +241,16 @@ class Connection:
     async def _send_file_part(self, frame: bytes) -> None:
         await self._answer(FrameType.FILESTREAM, frame)
 
+    async def _write_file_part(self, frame: bytes) -> None:
+        await self._write(FrameType.FILESTREAM, frame)
+
     def _active(self, part: Part) -> IncomingFile | None:
         file = self._file
         return file if file is not None and file.transfer_id == part.transfer_id and not file.ended else None
 
     async def _begin(self, part: Part, tags: Tags) -> None:
         init = filestream.split_init_untrusted(part.body)
+        await self._settled()
         await self._end_file("the sender began another file")
         await self._take_over(part.transfer_id)
         try:
@@ -238,18 +263,24 @@ class Connection:
             return
         lease = self._budget.lease(self._sender.node)
         self._file = file = IncomingFile(
-            part.transfer_id, init, partial, self._sender, tags, lease, self._send_file_part, self._report
+            part.transfer_id, init, partial, self._sender, tags, lease, self._write_file_part, self._report
         )
         if partial.resumable:
             self._deliveries.transfers[self._sender.node, part.transfer_id] = self
+        file.tell()
         await self._send_file_part(filestream.init_ack(part.transfer_id, file.cursor))
 
     async def _take_over(self, transfer_id: bytes) -> None:
         """Ends the same transfer of the same node on a stream that has gone silent: it broke, and nobody told us."""
         other = self._deliveries.transfers.get((self._sender.node, transfer_id))
-        silence = 0.0 if other is None else asyncio.get_running_loop().time() - other._heard_at
-        if other is not None and silence > SILENT_SECONDS:
+        if other is not None and other._is_silent:
             await other._end_file("the sender began it again over another stream")
+
+    @property
+    def _is_silent(self) -> bool:
+        """Whether nothing comes any more, though this node would take it."""
+        silence = asyncio.get_running_loop().time() - self._heard_at
+        return silence > SILENT_SECONDS and not (self._file is not None and self._file.waits_for_disk)
 
     async def _chunk(self, part: Part) -> None:
         chunk = filestream.split_chunk_untrusted(part.body)
@@ -268,6 +299,7 @@ class Connection:
         refusal, stored = await file.finish()
         try:
             await self._send_file_part(filestream.complete(part.transfer_id, refusal))
+            self._heard_at = asyncio.get_running_loop().time()
         finally:
             if stored is not None:
                 self._deliveries.file_stored(stored, stored.path.name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar
 
 from pilot.coreapi import BusyError, PilotError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pilot.plugins.dataexchange.received import Received
     from pilot.plugins.dataexchange.store import Inbox
 
-__all__ = ["Deliveries", "in_thread", "reason"]
+__all__ = ["Deliveries", "in_thread", "reason", "to_the_end"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,16 +40,25 @@ SMALL_BYTES: Final = 64 * 1024
 """Up to here a hash is not worth a thread."""
 
 
-async def in_thread(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """`call` in a thread. Cancelled, it waits for the end of the call first: nobody works on a closed file."""
-    running = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
+async def to_the_end(work: Coroutine[Any, Any, R]) -> R:
+    """`work` in a task. Cancelled, however often, it waits for the end of the work first."""
+    running = asyncio.ensure_future(work)
+    cancelled = None
+    while not running.done():
+        try:
+            await asyncio.wait([running])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
         if not running.cancelled():
             running.exception()
-        raise
+        raise cancelled
+    return running.result()
+
+
+async def in_thread(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """`call` in a thread. Cancelled, it waits for the end of the call first: nobody works on a closed file."""
+    return await to_the_end(asyncio.to_thread(call, *args, **kwargs))
 
 
 def reason(error: Exception) -> str:

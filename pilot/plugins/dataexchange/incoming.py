@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from pilot.coreapi import PilotError
 from pilot.plugins.dataexchange import filestream
-from pilot.plugins.dataexchange.deliveries import in_thread, reason
+from pilot.plugins.dataexchange.deliveries import in_thread, reason, to_the_end
 from pilot.plugins.dataexchange.model import FileProgress, ReceivedFile
 from pilot.plugins.dataexchange.naming import plain_name, reduced_name
 from pilot.plugins.dataexchange.ring import Ring
@@ -35,6 +35,8 @@ GATHER_SECONDS: Final = 0.002
 """How long what has come waits for more to be written with it: each call of a thread holds the event loop up."""
 MAX_UNACKNOWLEDGED: Final = 1024
 """Chunks that wait to be acknowledged before the next is read from the stream: empty ones cost memory too."""
+
+CLOSED: Final = "the transfer has been ended"
 
 Send = Callable[[bytes], Awaitable[None]]
 Report = Callable[[FileProgress], None]
@@ -59,6 +61,8 @@ class IncomingFile:
         """Where the next chunk in order begins."""
         self.failure = ""
         """Why the disk took no more."""
+        self.waits_for_disk = False
+        """Whether the sender may be silent because this node is slow."""
         self._init = init
         self._partial = partial
         self._resumed_at = partial.position
@@ -72,7 +76,8 @@ class IncomingFile:
         self._ring = Ring(lease, init.size - partial.position)
         self._ends: deque[int] = deque()
         """Where the chunks end that are to be acknowledged once they are written."""
-        self._finishing = False
+        self._closed = False
+        self._settling = False
         self._writing = False
         self._wanted = asyncio.Event()
         """Something is to be written or acknowledged."""
@@ -81,7 +86,6 @@ class IncomingFile:
         self._moved = asyncio.Event()
         self._writer = asyncio.create_task(self._write(), name=f"dataexchange write {transfer_id.hex()[:8]}")
         self._writer.add_done_callback(lambda task: self._moved.set())
-        self._tell()
 
     def expects(self, transfer_id: bytes, offset: int, length: int) -> bool:
         """Whether a chunk is the next of this file, to be taken with `receive`."""
@@ -92,7 +96,7 @@ class IncomingFile:
         """Takes the next chunk from the stream; returns when what follows it may be read.
 
         Raises:
-            EOFError: the stream ended before it was whole.
+            EOFError: the stream ended before it was whole, or the transfer did, by `close`.
         """
         left = length
         while left:
@@ -120,16 +124,24 @@ class IncomingFile:
         return ""
 
     def _keep_early(self, chunk: Chunk) -> None:
-        early = self._early.values()
-        if chunk.data and len(early) < EARLY_CHUNKS and sum(map(len, early)) + len(chunk.data) <= EARLY_BYTES:
-            self._early[chunk.offset] = bytes(chunk.data)
+        early, size = self._early.values(), len(chunk.data)
+        if size and len(early) < EARLY_CHUNKS and sum(map(len, early)) + size <= EARLY_BYTES:
+            self._pop_early(chunk.offset)
+            if self._lease.grow_if_roomy(size):
+                self._early[chunk.offset] = bytes(chunk.data)
+
+    def _pop_early(self, offset: int) -> bytes:
+        """The early chunk that begins there, which is kept no longer; nothing where there is none."""
+        data = self._early.pop(offset, b"")
+        self._lease.shrink(len(data))
+        return data
 
     async def _chunk_ended(self) -> None:
         """Puts the early chunks whose turn has come behind it and has it acknowledged."""
-        while (data := self._early.pop(self.cursor, None)) is not None:
+        while data := self._pop_early(self.cursor):
             await self._put(memoryview(data))
-        if self._early:  # those that are too late now are dropped
-            self._early = {offset: data for offset, data in self._early.items() if offset > self.cursor}
+        for offset in [offset for offset in self._early if offset < self.cursor]:
+            self._pop_early(offset)  # it is too late now
         self._ends.append(self.cursor)
         self._wanted.set()
         if len(self._ends) > MAX_UNACKNOWLEDGED:
@@ -144,9 +156,12 @@ class IncomingFile:
             data = data[len(room) :]
 
     async def _room(self) -> memoryview:
-        """Where the next bytes go. Raises what ended the writer, and `TimeoutError`: there was no memory."""
+        """Where the next bytes go. Raises as `_until`, and `TimeoutError`: there was no memory."""
         ring = self._ring
         await ring.open()
+        if self._closed:
+            self._lease.release()
+            raise EOFError(CLOSED)
         if not ring.room():
             if ring.can_grow:
                 await self._until(lambda: not ring.used)
@@ -163,12 +178,21 @@ class IncomingFile:
         if self._ring.is_half_full:
             self._enough.set()
 
+    async def settled(self) -> None:
+        """Returns when all that has come is written and acknowledged, or the sender told why not.
+
+        Raises what ended the writer, and `EOFError`: the transfer is closed.
+        """
+        self._settling = True
+        self._enough.set()
+        try:
+            await self._until(lambda: not (self._ring.used or self._ends or self._writing))
+        finally:
+            self._settling = False
+
     async def finish(self) -> tuple[str, ReceivedFile | None]:
         """What to answer to DONE: a refusal, after which the transfer may go on unless it is `ended`; or the file."""
-        self._finishing = True
-        self._enough.set()
-        await self._until(lambda: not (self._ring.used or self._ends or self._writing))
-        self._finishing = False
+        await self.settled()
         if self.failure:
             return self.failure, None
         have, size = self._partial.position, self._init.size
@@ -187,25 +211,33 @@ class IncomingFile:
     @property
     def ended(self) -> bool:
         """Whether nothing more can come of this transfer."""
-        return bool(self.failure)
+        return self._closed or bool(self.failure)
 
     def _ended(self, text: str) -> str:
         self.failure = text
         return text
 
     async def close(self, error: str = "") -> None:
-        """Ends writing and closes the file; `error` is why, when it is not whole."""
+        """Ends writing and closes the file; `error` is why, when it is not whole.
+
+        Cancelled, it waits for the end of what a thread does first.
+        """
+        self._closed = True
         self._writer.cancel()
+        await to_the_end(self._released())
+        if self.failure or error:
+            self.tell(self.failure or error)
+        problem = None if self._writer.cancelled() else self._writer.exception()
+        if problem is not None and not isinstance(problem, (PilotError, TimeoutError, EOFError)):  # a broken stream
+            raise problem
+
+    async def _released(self) -> None:
         await asyncio.wait([self._writer])
         self._lease.release()
         await in_thread(self._partial.close)
-        if error or self.failure:
-            self._tell(error or self.failure)
-        problem = None if self._writer.cancelled() else self._writer.exception()
-        if problem is not None and not isinstance(problem, (PilotError, TimeoutError)):  # those mean a broken stream
-            raise problem
 
-    def _tell(self, error: str = "") -> None:
+    def tell(self, error: str = "") -> None:
+        """Reports where the file stands."""
         if self._report is not None:
             progress = (self._partial.position, self._init.size, error)
             self._report(FileProgress(plain_name(self._name), self._sender, self.transfer_id, *progress))
@@ -213,8 +245,13 @@ class IncomingFile:
     # ---- the disk ----------------------------------------------------------------------------------------------------
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        """Waits until the writer has brought `condition` about. Raises what ended the writer."""
+        """Waits until the writer has brought `condition` about, or has ended with the `failure`.
+
+        Raises what ended the writer, and `EOFError`: the transfer is closed.
+        """
         while not condition():
+            if self._closed:
+                raise EOFError(CLOSED)
             if self._writer.done():
                 self._writer.result()
                 return
@@ -233,7 +270,7 @@ class IncomingFile:
             self._moved.set()
             if written:
                 await self._acknowledge()
-                self._tell()
+                self.tell()
             else:
                 await self._send(filestream.complete(self.transfer_id, self.failure))
             self._writing = False
@@ -241,7 +278,7 @@ class IncomingFile:
 
     async def _gather(self) -> None:
         """Waits a moment for more to be written at once."""
-        if self._finishing or self._ring.is_half_full:
+        if self._settling or self._ring.is_half_full:
             return
         self._enough.clear()
         with suppress(TimeoutError):
@@ -251,6 +288,7 @@ class IncomingFile:
     async def _write_waiting(self) -> bool:
         """Writes what waits in the ring; False when the disk does not take it, with the `failure` noted."""
         pieces = self._ring.waiting()
+        self.waits_for_disk = True
         try:
             if pieces:
                 await in_thread(self._partial.append, pieces)
@@ -258,6 +296,8 @@ class IncomingFile:
             self.failure = reason(error)
             self._ring.emptied(self._ring.used)
             return False
+        finally:
+            self.waits_for_disk = False
         self._ring.emptied(sum(map(len, pieces)))
         return True
 

@@ -257,10 +257,11 @@ class Received:
         now = time.monotonic()
         if now - self._counted_at < COUNT_SECONDS:
             return False
-        sizes = [status.st_size for directory in (self._directory, self._partials) for _, status in _files(directory)]
-        self._bytes, self._files, self._counted_at = sum(sizes), len(sizes), now
-        for partial in self._open:
-            self._open[partial] = partial.position
+        found = [each for directory in (self._directory, self._partials) for each in _files(directory)]
+        sizes = {path: status.st_size for path, status in found}
+        self._bytes, self._files, self._counted_at = sum(sizes.values()), len(sizes), now
+        for partial in self._open:  # others write meanwhile: what was seen counts, or, just published, what is there
+            self._open[partial] = sizes.get(partial.path, partial.position)
         return True
 
     def _remove_partials(self, sender: int) -> None:

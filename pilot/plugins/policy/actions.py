@@ -267,8 +267,9 @@ class Actor:
         if not chosen:
             return
 
-        async def request(node: int) -> object:
-            return await handshakes.request(node, JUSTIFICATION)
+        async def request(node: int) -> None:
+            if node not in handshakes.distrusted():  # the user may have revoked it while others were asked
+                await handshakes.request(node, JUSTIFICATION)
 
         self.spawn("fill_trust", partial(self._each, chosen, request, "ask for the trust of"))
         tally.filled_trust += len(chosen)

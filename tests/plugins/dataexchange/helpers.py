@@ -9,13 +9,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from pilot.coreapi import Addr
+from pilot.coreapi import Addr, Deps
 from pilot.plugins.dataexchange import PORT, DataExchangeClient, DataExchangeService
 from pilot.plugins.dataexchange.frames import HEADER_BYTES, header_untrusted
 from tests.plugins.fakes import Network, Published, Stream, published
 
 BOB = Addr(0, 2)
 CONTENT = random.Random(1).randbytes(3_000_000)
+
+
+def _client(deps: Deps) -> DataExchangeClient:
+    return DataExchangeClient(deps.streams, deps.resolver, events=deps.events)
 
 
 class Place:
@@ -25,11 +29,16 @@ class Place:
         self.service = service
         self.inbox = directory / "inbox"
         self.received = directory / "received"
+        self._network = network
         self._receiver = network.deps(2)
         self._sender = network.deps(1)
         self.events: Published = published(self._receiver, "*")
         self.sent_events: Published = published(self._sender, "*")
-        self.client = DataExchangeClient(self._sender.streams, self._sender.resolver, events=self._sender.events)
+        self.client = _client(self._sender)
+
+    def new_client(self, node: int) -> DataExchangeClient:
+        """One at another node."""
+        return _client(self._network.deps(node))
 
     async def dial(self) -> Stream:
         stream: Any = await self._sender.streams.dial(BOB, PORT)

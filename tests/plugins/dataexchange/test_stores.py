@@ -239,6 +239,29 @@ def test_room_that_a_user_makes_is_seen_while_a_file_comes(
         first.append([b"x"])
 
 
+def test_what_is_written_while_files_are_counted_is_not_lost(
+    tmp_path: Path, received: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "COUNT_SECONDS", 0.0)
+    store = received(tmp_path, received_bytes=1000)
+    first = store.begin(400, ID)
+    first.append([bytes(100)])
+    files, seen = module._files, list[Path]()
+
+    def slow(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
+        found = list(files(directory))
+        seen.append(directory)
+        if seen[-2:] == [tmp_path / "received", first.path.parent]:  # both are counted
+            os.write(first._file.fileno(), bytes(50))  # what another thread does
+            first.position += 50
+        yield from found
+
+    monkeypatch.setattr(module, "_files", slow)
+    with pytest.raises(BusyError, match="need 601, 600 of 1000 available"):
+        store.begin(601)
+    assert first.position == 150
+
+
 def test_what_others_take_away_is_noticed(tmp_path: Path, received: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     store = received(tmp_path, received_bytes=100)
     partial = store.begin(80)

@@ -591,3 +591,17 @@ def test_entries_that_make_no_sense_are_left_out() -> None:
     (peer,) = table.peers.values()
     assert (peer.node_id, peer.rule_tags, peer.member_tags, peer.last_seen_ns) == (1, ("a",), (), None)
     assert b'"added_at": "2025-11-24T15:00:00Z"' in table.encoded()
+
+
+def test_whom_the_user_revokes_while_others_are_asked_is_not_asked() -> None:
+    async def scenario(world: World) -> None:
+        world.members(1, 3, 4)
+        world.handshakes = handshakes = Handshakes({})
+        runner = await world.started(document(rule("r", "cycle", "true", ("fill_trust", {"target": 3}))))
+        assert runner.force_cycle()["filled_trust"] == 3
+        await asyncio.sleep(0.005)
+        handshakes.by_user = {1, 3, 4}
+        await asyncio.sleep(1)
+        assert len(handshakes.requested) == 1, "the one that was being asked"
+
+    in_world(scenario)
