@@ -33,7 +33,16 @@ class Failover:
 
     def moved(self, state: PeerState, now: float) -> None:
         """A frame came directly from another address than before, which is the peer's now; a check starts anew."""
-        self._start(state, now)
+        check, settings = state.check, self._core.settings
+        if now - check.moves_since >= settings.address_moves_seconds:
+            check.moves, check.moves_since = 0, now
+        check.moves += 1
+        if check.moves > settings.address_moves:
+            self._core.count("address_flapping")
+            self._core.timers.cancel(("check", state.node))
+            self._died(state, now)
+        else:
+            self._start(state, now)
 
     def rekeyed(self, state: PeerState, now: float) -> None:
         """A new key may have brought another address along, which nothing else will report."""
@@ -50,8 +59,10 @@ class Failover:
             self._core.timers.set(("check", state.node), now, lambda at: self._next(state, at))
 
     def call_over(self, state: PeerState, since: float, step: int = 0) -> None:
-        """Unless the peer is heard again: at the set times after `since`, when the last direct frame went to it, ping
-        it by relay. One of ours takes that for a hint, a 1.18.0 peer answers too much at once (see above)."""
+        """Ping the peer by relay at the set times after `since`, our last direct frame to it, unless it is heard.
+
+        One of ours takes that for a hint, one that runs 1.18.0 answers too much at once (see above).
+        """
         settings = self._core.settings
         if step < len(settings.call_over_seconds):
             due = since + settings.call_over_seconds[step]
@@ -84,7 +95,7 @@ class Failover:
             check.after = now + settings.check_spacing_seconds
 
     def _next(self, state: PeerState, now: float) -> None:
-        """Send the next ping, or judge: where a third of all frames is lost, one such verdict in a hundred is wrong."""
+        """Send the next ping, or judge: where 30 % of all frames are lost, two such verdicts in a hundred are wrong."""
         check, peer, settings = state.check, state.peer, self._core.settings
         if peer is None or peer.relay or self._upgrades.answered(state, check.since):
             return

@@ -128,6 +128,11 @@ class TunnelSettings:
     """For how long the last of them may remain unanswered before the path is given up."""
     check_spacing_seconds: float = 5.0
     """A relayed frame starts a check at most this often; below the 8 s after which either end gives a path up."""
+    address_moves: int = 4
+    """So often may a direct peer change its address in `address_moves_seconds`; then it is relayed. Whoever can forge
+    source addresses has what we send go elsewhere for 2 s each time."""
+    address_moves_seconds: float = 60.0
+    """Period in which these are counted."""
     ask_spacing_seconds: float = 2.0
     """Time between two series of pings that, after 4 s of direct silence, let a quiet peer show that it is there."""
     call_over_seconds: tuple[float, ...] = (1.0, 8.3, 8.8)

@@ -100,6 +100,9 @@ class Check:
     """When a check because of silence last began."""
     wanted: bool = False
     """A key exchange has brought another address."""
+    moves: int = 0
+    """Addresses the peer has had in the period that began at `moves_since`."""
+    moves_since: float = 0.0
 
 
 @dataclass(slots=True)

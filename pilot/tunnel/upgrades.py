@@ -7,15 +7,15 @@ proves the peer's.
 
 A 1.18.0 peer answers pings as well, but goes direct with the third direct frame since it was relayed, however far apart
 they are and proof or not: where only our way is open that costs it such a failover (observed: 9 s). So an attempt is a
-punch and a single probe. Whoever hears the other one directly then sends several: a peer of ours because of that probe,
-we because of it or of the five that a 1.18.0 peer sends every 15 s. And attempts in vain back off.
+punch and a single probe, if that much. Whoever hears the other one directly sends several: a peer of ours because of
+that probe, we because of its own or of the five that a 1.18.0 peer sends every 15 s. Attempts in vain back off.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from pilot.tunnel.state import PATH_PROBE, Core, PeerState
+from pilot.tunnel.state import PATH_PROBE, Core, PeerState, Upgrade
 
 UPGRADE_PORT = 0xFFFC
 """Source port of the probes: their answers come back to it."""
@@ -46,14 +46,19 @@ class Upgrades:
             return False
         if state.peer.last_heard <= upgrade.died and now < upgrade.died + settings.upgrade_seconds:
             return False
-        upgrade.spacing = min(max(settings.upgrade_seconds, 2 * upgrade.spacing), settings.upgrade_max_seconds)
-        upgrade.not_before = now + upgrade.spacing
+        self._hold_back(upgrade, now)
         return True
 
     def attempt(self, state: PeerState, now: float) -> None:
-        """Send a single probe to the peer's address, soon; a punch was asked for just now."""
-        if state.upgrade.left == 0:
-            state.upgrade.left = 1
+        """Send a single probe to the peer's address, soon; a punch was asked for just now.
+
+        Not if the last one was answered: it is the peer's way that is shut, and the peer who notices when it is not.
+        Except, in the long run, for one who cannot look us up and so makes no attempts.
+        """
+        upgrade = state.upgrade
+        shut = self.answered(state, upgrade.died) and upgrade.spacing < self._core.settings.upgrade_max_seconds
+        if upgrade.left == 0 and not shut:
+            upgrade.left = 1
             self._later(state, now + self._core.settings.upgrade_punch_seconds)
 
     def heard_directly(self, state: PeerState, now: float) -> None:
@@ -86,7 +91,8 @@ class Upgrades:
     def answered(self, state: PeerState, since: float) -> bool:
         """Whether a direct ping to where the peer is now was answered since then."""
         upgrade = state.upgrade
-        return state.peer is not None and upgrade.answered >= since and upgrade.address == state.peer.address
+        at = state.peer.address if state.peer is not None else None
+        return at is not None and upgrade.answered > 0.0 and upgrade.answered >= since and upgrade.address == at
 
     def relayed(self, state: PeerState, now: float) -> None:
         """The direct path has died: one that had lasted is tried again soon, another not before its time."""
@@ -94,10 +100,19 @@ class Upgrades:
         upgrade.died = now
         upgrade.answered = 0.0
         upgrade.probes.clear()
+        upgrade.left = 0
+        self._core.timers.cancel(("upgrade", state.node))
         if now - upgrade.committed >= settings.upgrade_lasting_seconds:
             upgrade.lift()
         else:
+            if now >= upgrade.not_before:
+                self._hold_back(upgrade, now)
             upgrade.reply_after = upgrade.not_before
+
+    def _hold_back(self, upgrade: Upgrade, now: float) -> None:
+        settings = self._core.settings
+        upgrade.spacing = min(max(settings.upgrade_seconds, 2 * upgrade.spacing), settings.upgrade_max_seconds)
+        upgrade.not_before = now + upgrade.spacing
 
     def _later(self, state: PeerState, due: float) -> None:
         self._core.timers.set(("upgrade", state.node), due, lambda at: self._next(state, at))
