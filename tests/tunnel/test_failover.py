@@ -113,9 +113,7 @@ def test_an_address_that_answers_nothing_gets_data_for_two_seconds() -> None:
 
 def test_an_address_that_answers_is_kept() -> None:
     network, host, probe = met()
-    network.hosts.pop(probe.address)
-    probe.address = ("198.51.100.77", 4077)
-    network.hosts[probe.address] = probe  # type: ignore[assignment]
+    probe.move(("198.51.100.77", 4077))
     probe.send(probe.sealed(host), host)
     (answer,) = pongs(probe, host)
     probe.send(answer, host)
@@ -166,9 +164,7 @@ def test_a_peer_whose_address_keeps_changing_is_relayed() -> None:
 def test_addresses_may_change_now_and_then() -> None:
     network, host, probe = met()
     for number in range(30):
-        network.hosts.pop(probe.address)
-        probe.address = ("198.51.100.77", 4000 + number)
-        network.hosts[probe.address] = probe  # type: ignore[assignment]
+        probe.move(("198.51.100.77", 4000 + number))
         probe.send(probe.sealed(host), host)
         for answer in pongs(probe, host):
             probe.send(answer, host)

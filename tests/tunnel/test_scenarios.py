@@ -193,9 +193,7 @@ def plaintext() -> None:
 
 def address_move() -> None:
     network, host, probe = met()
-    network.hosts.pop(probe.address)
-    probe.address = ("198.51.100.77", 4077)
-    network.hosts[probe.address] = probe  # type: ignore[assignment]
+    probe.move(("198.51.100.77", 4077))
     probe.send(probe.sealed(host), host)
     host.send(probe, b"there")
     network.run(0.1)

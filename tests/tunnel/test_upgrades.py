@@ -256,9 +256,7 @@ def test_a_pong_from_before_the_peer_moved_proves_nothing() -> None:
     network, host, probe = relayed()
     (old, *_) = pongs(probe, host)
     probe.relay(old, host)
-    network.hosts.pop(probe.address)
-    probe.address = ("198.51.100.77", 4077)
-    network.hosts[probe.address] = probe  # type: ignore[assignment]
+    probe.move(("198.51.100.77", 4077))
     probe.send(probe.sealed(host), host)
     probe.send(old, host)  # a replay is no proof either
     assert host.peer(probe).address == probe.address
@@ -370,3 +368,45 @@ def test_probes_remembered_are_bounded() -> None:
     for _ in range(200):
         probe.send(probe.sealed(host), host)
     assert len(state.upgrade.probes) == 10
+
+
+def test_a_pong_withheld_for_long_proves_nothing() -> None:
+    network, host, probe = relayed()
+    (answer,) = pongs(probe, host)
+    network.run(5.0)
+    probe.relay(answer, host)
+    probe.send(probe.sealed(host), host)
+    assert host.peer(probe).relay
+
+
+def test_a_path_that_dies_while_probes_are_being_sent_is_tried_again() -> None:
+    network, host, probe = relayed()
+    probe.take()
+    probe.send(probe.sealed(host), host, settle=0.05)
+    probe.send(pongs(probe, host)[0], host, settle=0.05)
+    peer = host.peer(probe)
+    assert not peer.relay
+    peer.relay = True
+    host.tunnel.path_changed(peer, "blackhole", network.now)
+    start = network.now
+    for _ in range(20):
+        probe.relay(probe.sealed(host), host)
+        network.run(2.0)
+    assert "PILS" in kinds([(to, data) for to, data in network.sent(host, start) if to == probe.address])
+
+
+def test_a_peer_that_answered_is_left_to_notice_when_its_way_opens() -> None:
+    network, host, probe = relayed()
+    probe.relay(pongs(probe, host)[0], host)
+    start = network.now
+    while network.now < start + 440.0:
+        probe.relay(probe.sealed(host), host)
+        network.run(5.0)
+    seen = network.sent(host, start)
+    assert len(attempts(network, host, start)) >= 4  # it is asked to punch, as its NAT may have to be opened
+    assert "PILS" not in kinds([(to, data) for to, data in seen if to == probe.address])
+    while network.now < start + 1500.0:
+        probe.relay(probe.sealed(host), host)
+        network.run(5.0)
+    seen = network.sent(host, start)
+    assert 1 <= kinds([(to, data) for to, data in seen if to == probe.address]).count("PILS") <= 4
