@@ -253,7 +253,7 @@ def test_a_direct_frame_is_asked_back_at_once_and_then_every_five_seconds() -> N
 
 
 def test_a_pong_from_before_the_peer_moved_proves_nothing() -> None:
-    network, host, probe = relayed()
+    _, host, probe = relayed()
     (old, *_) = pongs(probe, host)
     probe.relay(old, host)
     probe.move(("198.51.100.77", 4077))
