@@ -283,7 +283,7 @@ cdef class Datapath(FrameSink):
             self.egress.set_relay(peer, "relayed", now)
         elif not peer.relayed and peer.last_heard_direct > 0.0 and now - peer.last_heard_direct > DIRECT_SILENCE:
             self.egress.set_relay(peer, "blackhole", now)     # it has given the direct path up, and so do we
-        if peer.watched or (peer.relayed and not relayed):
+        if peer.watched or (peer.relayed != relayed and not (relayed and self.egress.relay_only)):
             try:
                 self.control.heard(peer, not relayed, now)
             except Exception:

@@ -45,6 +45,7 @@ cdef class Egress:
     cdef int burst_limit(self, Peer peer, double now) noexcept
     cdef bint send_sealed(self, Peer peer, bytes inner, double now) noexcept
     cdef void queue_pending(self, Peer peer, bytes inner, double now) noexcept
+    cdef void ask(self, Peer peer, double now) noexcept
     cdef void set_relay(self, Peer peer, str reason, double now) noexcept
     cdef void forget(self) noexcept
     cdef void send_raw(self, bytes frame, const netaddr *to, double now) noexcept

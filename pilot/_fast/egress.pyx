@@ -23,6 +23,7 @@ cdef enum:
     BLACKHOLE_MISSES = 3
 
 cdef double BLACKHOLE_SILENCE = 8.0
+cdef double ASK_AFTER = 4.0
 # Stock nodes count every send as a miss, so three packets after a quiet spell move a healthy path to the relay.
 # Misses count from a second of silence on, and only this far apart: each has given the peer time to answer.
 cdef double MISS_AFTER = 1.0
@@ -82,7 +83,16 @@ cdef class Egress:
                 if peer.misses >= BLACKHOLE_MISSES and now - since > BLACKHOLE_SILENCE:
                     self.set_relay(peer, "blackhole", now)
                     return 1
+                if peer.misses >= BLACKHOLE_MISSES and now - since > ASK_AFTER:
+                    self.ask(peer, now)
         return 0
+
+    cdef void ask(self, Peer peer, double now) noexcept:
+        """It may merely have had nothing to say."""
+        try:
+            self.control.unanswered(peer, now)
+        except Exception:
+            log.exception("unanswered failed for node %d", peer.node)
 
     cdef void set_relay(self, Peer peer, str reason, double now) noexcept:
         peer.relayed = True

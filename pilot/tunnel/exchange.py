@@ -65,15 +65,12 @@ class Exchange:
         self._arm(state, now)
         return True
 
-    def rekey(self, state: PeerState, now: float, *, again: bool = False) -> None:
-        """Ask the peer for a session under a new key; the present one stays until that one works. Backs off.
-
-        With `again` under yet another key when one is being asked for already.
-        """
+    def rekey(self, state: PeerState, now: float) -> None:
+        """Ask the peer for a session under a new key; the present one stays until that one works. Backs off."""
         if state.current is None or now < state.rekey_after:
             return
         if state.cycle is not None:
-            if state.cycle.kind is CycleKind.FIRST or (state.cycle.kind is CycleKind.REKEY and not again):
+            if state.cycle.kind is not CycleKind.REFRESH:
                 return
             self.finish(state)
         if self.begin(state, CycleKind.REKEY, now, request=True):
@@ -259,7 +256,7 @@ class Exchange:
         state, peer = core.peer(state.node, now)
         rekeyed = state.current is not None
         old_address = peer.address
-        self._learn_path(peer, arrival)
+        self._learn_path(state, peer, arrival)
         self._answer(state, peer, arrival)
         if state.cycle is not None and state.cycle.kind is not CycleKind.REKEY:
             self.finish(state)
@@ -301,10 +298,11 @@ class Exchange:
             self._answer(state, peer, arrival)
         core.count("pila_same_key")
 
-    def _learn_path(self, peer: PeerLike, arrival: Arrival) -> None:
+    def _learn_path(self, state: PeerState, peer: PeerLike, arrival: Arrival) -> None:
         """A PILA brought a new key: what does the way it came say about the path?"""
         if arrival.source is not None:
             if arrival.source != self._core.datapath.beacon:
+                state.check.wanted = peer.address not in (None, arrival.source)
                 peer.address = arrival.source
         elif peer.address is None:
             self._core.flag_relay(peer)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pilot.protocol import beacon
 from pilot.protocol.endpoints import ip_of, is_public
 from pilot.tunnel.exchange import Exchange
+from pilot.tunnel.failover import Failover
 from pilot.tunnel.interfaces import Address, ContactState, PeerLike, Resolved
 from pilot.tunnel.limits import Spacing
 from pilot.tunnel.state import Core, CycleKind, PeerState
@@ -35,7 +36,8 @@ class Paths:
         self._doubted = doubted
         self._exchange = exchange
         self._moved = moved
-        self.upgrades = Upgrades(core, self._stranded)
+        self.upgrades = Upgrades(core, self._probed)
+        self._failover = Failover(core, self.upgrades, self._gone)
         self._endpoints: dict[int, tuple[Resolved, float]] = {}
         self._resets = Spacing(core.settings.reset_spacing_seconds, core.settings.max_peers)
         self._resolving = 0
@@ -210,11 +212,9 @@ class Paths:
         if reason in ("relayed", "blackhole"):
             self._core.hooks.publish("tunnel.relay_activated", {"peer_node_id": state.node})
         if reason == "blackhole":
-            self.upgrades.relayed(state, now)
-            self._exchange.restart_attempts(state)
-            later = now + self._core.settings.call_over_seconds
-            self._core.timers.set(("call over", state.node), later, lambda at: self._call_over(state, at))
-            self._search(state, now)
+            self._lost(state, now)
+        elif reason == "address":
+            self._failover.moved(state, now)
         self._moved(state, now)
 
     def send_failed(self, state: PeerState, peer: PeerLike, error: int, now: float) -> None:
@@ -227,10 +227,12 @@ class Paths:
         state.last_send_error = now
         if state.send_errors >= self._core.settings.send_errors and self._core.flag_relay(peer):
             state.send_errors = 0
-            self.upgrades.relayed(state, now)
-            self._exchange.restart_attempts(state)
-            self._search(state, now)
+            self._lost(state, now)
             self._moved(state, now)
+
+    def unanswered(self, state: PeerState, now: float) -> None:
+        """The peer is about to be taken for one that no longer hears us: ask it."""
+        self._failover.unanswered(state, now)
 
     def dial_needs_relay(self, state: PeerState, peer: PeerLike, now: float) -> bool:
         """A SYN went unanswered three times: relay from here, if there is one; whether frames go by relay now."""
@@ -241,27 +243,23 @@ class Paths:
             self._moved(state, now)
         return peer.relay
 
-    def _call_over(self, state: PeerState, now: float, *, again: bool = False) -> None:
-        """Move a peer to the relay whose answers still go the dead way, by a new key sent through the relay.
+    def _gone(self, state: PeerState, now: float) -> None:
+        """A check has found that nothing we send directly arrives: relay, if there is one."""
+        if state.peer is not None and self._core.flag_relay(state.peer):
+            self._lost(state, now)
+            self._moved(state, now)
+            self.session_installed(state, now)
 
-        A stock node counts its sends since it last heard anything, and whatever we send starts that count anew. A
-        changed key makes it send its last packets again in one go (the salvage of wire.md 8.2): the third by relay.
-        That works once it has heard nothing directly for 8 s, which on a path open one way is that much later.
-        """
-        peer = state.peer
-        if peer is None or not peer.relay or peer.last_heard > now - self._core.settings.call_over_seconds:
-            return
-        if again:
-            self._stranded(state, now)
-            return
-        self._exchange.rekey(state, now)
-        later = now + self._core.settings.stranded_seconds
-        self._core.timers.set(("call over", state.node), later, lambda at: self._call_over(state, at, again=True))
+    def _lost(self, state: PeerState, now: float) -> None:
+        """A direct path was given up: key exchanges start over by relay, the peer is called over and searched for."""
+        self.upgrades.relayed(state, now)
+        self._exchange.restart_attempts(state)
+        self._failover.call_over(state, now)
+        self._search(state, now)
 
-    def _stranded(self, state: PeerState, now: float) -> None:
-        """The peer has heard us directly until 9 s ago, and still answers on a way that is dead."""
-        self._core.count("peers_called_over")
-        self._exchange.rekey(state, now, again=True)
+    def _probed(self, state: PeerState, now: float) -> None:
+        """A 1.18.0 peer may have left the relay because of the last probe, and answer on a way that is shut."""
+        self._failover.call_over(state, now, 1)
 
     # ------------------------------------------------------------------------------------------ search
 
@@ -299,7 +297,7 @@ class Paths:
         """The beacon hears a peer elsewhere than it was thought to be: if it is searched for, that is worth a try."""
         if ("search", state.node) in self._core.timers and self.upgrades.possible(state, now):
             state.search_attempts = self._core.settings.search_attempts - 1
-            self.upgrades.probe(state, now)
+            self.upgrades.attempt(state, now)
 
     # ----------------------------------------------------------------------------------------- upgrade
 
@@ -315,8 +313,13 @@ class Paths:
         if known is None or not known.relay_only:
             self.upgrades.heard_directly(state, now)
 
+    def heard_relayed(self, state: PeerState, now: float) -> None:
+        """A frame of a peer whose frames go directly came by relay."""
+        self._failover.heard_relayed(state, now)
+
     def session_installed(self, state: PeerState, now: float) -> None:
         """A peer met by relay is tried directly before the next sweep."""
+        self._failover.rekeyed(state, now)
         if state.peer is not None and state.peer.relay and state.peer.last_heard_direct == 0.0:
             later = now + self._core.settings.first_upgrade_seconds
             self._core.timers.set(("first upgrade", state.node), later, lambda at: self._attempt(state, at))
@@ -333,12 +336,13 @@ class Paths:
             self._resolve(state)
 
     def _upgrade(self, state: PeerState, peer: PeerLike, found: Resolved, now: float) -> None:
-        if found.relay_only or found.address is None or not peer.relay or self._core.datapath.relay_only:
+        datapath = self._core.datapath
+        if found.relay_only or found.address in (None, datapath.beacon) or not peer.relay or datapath.relay_only:
             return
         if peer.address is None or now - peer.last_heard_direct > self._core.settings.resolve_cache_seconds:
             peer.address = self._neighbour(found) or found.address
         self._punch(state.node, found.address, now)
-        self.upgrades.probe(state, now)
+        self.upgrades.attempt(state, now)
 
     # ------------------------------------------------------------------------------------------- reset
 

@@ -122,14 +122,28 @@ class TunnelSettings:
     """Peers whose resolve answer is waited for."""
     send_errors: int = 3
     """Unreachable errors in a row that move a peer to the relay (wire.md 11.3)."""
-    call_over_seconds: float = 1.0
-    """A peer still unheard this long after its direct path died is called over to the relay by a new key."""
-    stranded_seconds: float = 9.0
-    """The same for one that may have heard us directly until then: it gives a path up after 8 s."""
+    check_pings: int = 6
+    """Direct pings, `upgrade_spacing_seconds` apart, to a peer that is direct here and has sent something by relay."""
+    check_wait_seconds: float = 1.0
+    """For how long the last of them may remain unanswered before the path is given up."""
+    check_spacing_seconds: float = 5.0
+    """A relayed frame starts a check at most this often; below the 8 s after which either end gives a path up."""
+    address_moves: int = 4
+    """So often may a direct peer change its address in `address_moves_seconds`; then it is relayed. Whoever can forge
+    source addresses has what we send go elsewhere for 2 s each time."""
+    address_moves_seconds: float = 60.0
+    """Period in which these are counted."""
+    ask_spacing_seconds: float = 2.0
+    """Time between two series of pings that, after 4 s of direct silence, let a quiet peer show that it is there."""
+    call_over_seconds: tuple[float, ...] = (1.0, 8.3, 8.8)
+    """A peer unheard this long after our last direct frame is called over to the relay: at once if it hears as little
+    as we do, else after the 8 s for which a 1.18.0 peer must have heard nothing directly."""
+    call_over_pings: int = 16
+    """Pings of such a call (failover.py)."""
     upgrade_seconds: float = 15.0
     """Time between attempts to get a relayed peer back to a direct path (wire.md 11.4), doubled with each in vain."""
     upgrade_max_seconds: float = 300.0
-    """Where that doubling ends: each may cost a 1.18.0 peer some ten seconds (upgrades.py)."""
+    """Where that doubling ends: every third may cost a 1.18.0 peer some ten seconds (upgrades.py)."""
     first_upgrade_seconds: float = 1.0
     """The first of them to a peer met by relay: both ends have a session by then, and know where to punch."""
     search_seconds: tuple[float, ...] = (1.0, 3.0, 5.0, 6.0, 7.0, 8.0)
@@ -141,7 +155,9 @@ class TunnelSettings:
     search_attempts: int = 3
     """Attempts in a search after news of where the peer is: the other end may not have been ready for the first."""
     upgrade_probes: int = 5
-    """Direct probes per attempt; three of them move a 1.18.0 peer (wire.md 11.4)."""
+    """Direct probes to a peer that is heard directly; three of them move a 1.18.0 peer (wire.md 11.4)."""
+    upgrade_punch_seconds: float = 0.4
+    """When the only probe to another one follows the punch request: the peer's NAT has to be open by then."""
     upgrade_spacing_seconds: float = 0.2
     """Time between those probes (wire.md 11.4)."""
     upgrade_fresh_seconds: float = 5.0

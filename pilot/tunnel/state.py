@@ -85,15 +85,34 @@ class MtuSearch:
 
 
 @dataclass(slots=True)
+class Check:
+    """A direct path in doubt (see failover.py)."""
+
+    since: float = 0.0
+    """When the check began."""
+    left: int = 0
+    """Pings that are still to be sent."""
+    fatal: bool = False
+    """Whether the path is given up if none is answered."""
+    after: float = 0.0
+    """No check because of a relayed frame until then."""
+    asked: float = 0.0
+    """When a check because of silence last began."""
+    wanted: bool = False
+    """A key exchange has brought another address."""
+    moves: int = 0
+    """Addresses the peer has had in the period that began at `moves_since`."""
+    moves_since: float = 0.0
+
+
+@dataclass(slots=True)
 class Upgrade:
     """What is known about the direct path to a relayed peer (see upgrades.py)."""
 
-    probes: dict[int, Address] = field(default_factory=dict)
-    """Where the latest probes went, by the number that their pongs repeat."""
+    probes: dict[int, tuple[Address, float]] = field(default_factory=dict)
+    """Where and when the latest direct pings went, by the number that their pongs repeat."""
     left: int = 0
     """Probes of the attempt under way that are still to be sent."""
-    since: float = 0.0
-    """When that attempt began."""
     answered: float = 0.0
     """When the last pong to a direct probe came."""
     address: Address | None = None
@@ -151,6 +170,7 @@ class PeerState:
     watchdog_after: float = 0.0
     mtu: MtuSearch = field(default_factory=MtuSearch)
     upgrade: Upgrade = field(default_factory=Upgrade)
+    check: Check = field(default_factory=Check)
     watch: set[str] = field(default_factory=set)
 
 
@@ -272,5 +292,5 @@ class Core:
             _log.warning(message, argument)
 
 
-PEER_TIMERS = ("exchange", "proof", "trial", "upgrade", "first upgrade", "search", "mtu", "call over")
+PEER_TIMERS = ("exchange", "proof", "trial", "upgrade", "first upgrade", "search", "mtu", "call over", "check")
 """Names of the timers a peer may have: ("exchange", node) and so on."""

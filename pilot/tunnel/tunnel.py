@@ -217,11 +217,13 @@ class Tunnel:
         self._paths.contact(peer.node, now)
 
     def heard(self, peer: PeerLike, direct: bool, now: float) -> None:
-        """A frame of a watched peer was decrypted, or one that came directly from a peer whose frames are relayed."""
+        """A frame of a watched peer was decrypted, or one that came another way than frames to the peer go."""
         state = self._core.get(peer.node)
         if state is not None:
             if direct:
                 self._paths.heard_directly(state, now)
+            elif not peer.relay:
+                self._paths.heard_relayed(state, now)
             self._liveness.heard(state, now)
             self._exchange.heard(state)
             self._exchange.sessions.heard(state, now)
@@ -263,6 +265,12 @@ class Tunnel:
         state = self._core.get(peer.node)
         if state is not None:
             self._mtu.lost(state, peer, now)
+
+    def unanswered(self, peer: PeerLike, now: float) -> None:
+        """Frames have gone directly to the peer for 4 s and none has come back that way; after 8 s it is relayed."""
+        state = self._core.get(peer.node)
+        if state is not None:
+            self._paths.unanswered(state, now)
 
     def dial_needs_relay(self, peer: PeerLike, now: float) -> bool:
         """A SYN went unanswered three times: whether the next ones go by relay."""

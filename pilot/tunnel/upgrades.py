@@ -3,33 +3,37 @@
 Source: wire.md 7.6, 11.4. That the peer's frames arrive directly says nothing about ours: a firewall may let only one
 way through, and whoever follows it too soon loses everything for the 8 s after which a dead path is given up. So a peer
 is probed by direct pings while the relay stays in use. A pong, whichever way it comes, proves our way; a direct frame
-proves the peer's. A 1.18.0 peer answers pings as well, but goes direct after three direct frames, proof or not: where
-only our way is open each attempt costs it such a failover. Attempts therefore back off.
+proves the peer's.
+
+A 1.18.0 peer answers pings as well, but goes direct with the third direct frame since it was relayed, however far apart
+they are and proof or not: where only our way is open that costs it such a failover (observed: 9 s). So an attempt is a
+punch and a single probe, if that much. Whoever hears the other one directly sends several: a peer of ours because of
+that probe, we because of its own or of the five that a 1.18.0 peer sends every 15 s. Attempts in vain back off.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from pilot.tunnel.state import PATH_PROBE, Core, PeerState
+from pilot.tunnel.state import PATH_PROBE, Core, PeerState, Upgrade
 
 UPGRADE_PORT = 0xFFFC
 """Source port of the probes: their answers come back to it."""
 
 
 class Upgrades:
-    """Probes of the direct path, and the decision. `stranded` hears of a peer that may answer on a way that is shut."""
+    """Probes of the direct path, and the decision. `probed` hears when a peer still relayed has got the last one."""
 
-    def __init__(self, core: Core, stranded: Callable[[PeerState, float], None]) -> None:
+    def __init__(self, core: Core, probed: Callable[[PeerState, float], None]) -> None:
         self._core = core
-        self._stranded = stranded
+        self._probed = probed
 
     def possible(self, state: PeerState, now: float) -> bool:
-        """Whether the peer is relayed, in use, and not being probed; a relay-only node never leaves the relay."""
+        """Whether the peer is relayed and in use; a relay-only node never leaves the relay."""
         peer = state.peer
         if peer is None or not peer.relay or state.current is None or self._core.idle(peer, now):
             return False
-        return not self._core.datapath.relay_only and state.upgrade.left == 0
+        return not self._core.datapath.relay_only
 
     def due(self, state: PeerState, now: float) -> bool:
         """Whether an attempt without news is possible and not held back; the next one then is, for twice as long.
@@ -38,19 +42,24 @@ class Upgrades:
         would keep it from doing so.
         """
         upgrade, settings = state.upgrade, self._core.settings
-        if now < upgrade.not_before or state.peer is None or not self.possible(state, now):
+        if now < upgrade.not_before or upgrade.left or state.peer is None or not self.possible(state, now):
             return False
         if state.peer.last_heard <= upgrade.died and now < upgrade.died + settings.upgrade_seconds:
             return False
-        upgrade.spacing = min(max(settings.upgrade_seconds, 2 * upgrade.spacing), settings.upgrade_max_seconds)
-        upgrade.not_before = now + upgrade.spacing
+        self._hold_back(upgrade, now)
         return True
 
-    def probe(self, state: PeerState, now: float) -> None:
-        """Send the first probe to the peer's address, and the others after it."""
-        state.upgrade.left = self._core.settings.upgrade_probes
-        state.upgrade.since = now
-        self._next(state, now)
+    def attempt(self, state: PeerState, now: float) -> None:
+        """Send a single probe to the peer's address, soon; a punch was asked for just now.
+
+        Not if the last one was answered: it is the peer's way that is shut, and the peer who notices when it is not.
+        Except, in the long run, for one who cannot look us up and so makes no attempts.
+        """
+        upgrade = state.upgrade
+        shut = self.answered(state, upgrade.died) and upgrade.spacing < self._core.settings.upgrade_max_seconds
+        if upgrade.left == 0 and not shut:
+            upgrade.left = 1
+            self._later(state, now + self._core.settings.upgrade_punch_seconds)
 
     def heard_directly(self, state: PeerState, now: float) -> None:
         """A frame of a relayed peer came directly: if our way is not known to be open yet, ask at once."""
@@ -58,13 +67,32 @@ class Upgrades:
         if self._commit(state, now) or now < upgrade.reply_after or not self.possible(state, now):
             return
         upgrade.reply_after = now + self._core.settings.upgrade_reply_seconds
-        self.probe(state, now)
+        upgrade.left = self._core.settings.upgrade_probes
+        self._next(state, now)
+
+    def ping(self, state: PeerState, now: float) -> bool:
+        """Ping the peer directly, whatever its path; False without session or address, and in a relay-only node."""
+        peer, probes = state.peer, state.upgrade.probes
+        if peer is None or peer.address is None or self._core.datapath.relay_only:
+            return False
+        token = self._core.random.getrandbits(32)
+        probes[token] = peer.address, now
+        if len(probes) > 2 * self._core.settings.upgrade_probes:
+            del probes[next(iter(probes))]
+        return self._core.datapath.send_control(peer, 0, UPGRADE_PORT, 0, token, PATH_PROBE, now, direct=True)
 
     def pong(self, state: PeerState, token: int, now: float) -> None:
         """A ping answer to `UPGRADE_PORT`, by either way: what we send to the probed address arrives."""
-        if token in state.upgrade.probes:
-            state.upgrade.answered, state.upgrade.address = now, state.upgrade.probes[token]
+        address, sent = state.upgrade.probes.get(token, (None, 0.0))
+        if address is not None and now - sent <= self._core.settings.upgrade_fresh_seconds:
+            state.upgrade.answered, state.upgrade.address = now, address
             self._commit(state, now)
+
+    def answered(self, state: PeerState, since: float) -> bool:
+        """Whether a direct ping to where the peer is now was answered since then."""
+        upgrade = state.upgrade
+        at = state.peer.address if state.peer is not None else None
+        return at is not None and upgrade.answered > 0.0 and upgrade.answered >= since and upgrade.address == at
 
     def relayed(self, state: PeerState, now: float) -> None:
         """The direct path has died: one that had lasted is tried again soon, another not before its time."""
@@ -72,37 +100,31 @@ class Upgrades:
         upgrade.died = now
         upgrade.answered = 0.0
         upgrade.probes.clear()
+        upgrade.left = 0
+        self._core.timers.cancel(("upgrade", state.node))
         if now - upgrade.committed >= settings.upgrade_lasting_seconds:
             upgrade.lift()
         else:
+            if now >= upgrade.not_before:
+                self._hold_back(upgrade, now)
             upgrade.reply_after = upgrade.not_before
+
+    def _hold_back(self, upgrade: Upgrade, now: float) -> None:
+        settings = self._core.settings
+        upgrade.spacing = min(max(settings.upgrade_seconds, 2 * upgrade.spacing), settings.upgrade_max_seconds)
+        upgrade.not_before = now + upgrade.spacing
+
+    def _later(self, state: PeerState, due: float) -> None:
+        self._core.timers.set(("upgrade", state.node), due, lambda at: self._next(state, at))
 
     def _next(self, state: PeerState, now: float) -> None:
         """One probe. All of them are sent, proven or not: a 1.18.0 peer goes direct with the third."""
-        peer, upgrade, settings = state.peer, state.upgrade, self._core.settings
-        if peer is None or peer.address is None or self._core.datapath.relay_only:
-            upgrade.left = 0
-            return
-        token = self._core.random.getrandbits(32)
-        upgrade.probes[token] = peer.address
-        if len(upgrade.probes) > 2 * settings.upgrade_probes:
-            del upgrade.probes[next(iter(upgrade.probes))]
-        upgrade.left -= 1
-        if not self._core.datapath.send_control(peer, 0, UPGRADE_PORT, 0, token, PATH_PROBE, now, direct=True):
-            upgrade.left = 0
-        elif upgrade.left:
-            self._core.timers.set(
-                ("upgrade", state.node), now + settings.upgrade_spacing_seconds, lambda at: self._next(state, at)
-            )
-        else:
-            later = now + settings.stranded_seconds
-            self._core.timers.set(("upgrade", state.node), later, lambda at: self._look_back(state, now, at))
-
-    def _look_back(self, state: PeerState, sent: float, now: float) -> None:
-        """A peer that has got our probes, and was not heard since the last one, may have left the relay too soon."""
-        peer, upgrade = state.peer, state.upgrade
-        if peer is not None and peer.relay and upgrade.answered >= upgrade.since and peer.last_heard < sent:
-            self._stranded(state, now)
+        upgrade = state.upgrade
+        upgrade.left = upgrade.left - 1 if self.ping(state, now) else 0
+        if upgrade.left:
+            self._later(state, now + self._core.settings.upgrade_spacing_seconds)
+        elif state.peer is not None and state.peer.relay:
+            self._probed(state, now)
 
     def _commit(self, state: PeerState, now: float) -> bool:
         """Leave the relay if both ways were seen to be open just now; whether that is so."""

@@ -262,8 +262,11 @@ class FakeDatapath:
         elif peer.address is None and not peer.relay:
             peer.relay = True
             self.host.tunnel.path_changed(peer, "relayed", now)
-        if peer.watched or (peer.relay and source is not None):
+        if peer.watched or peer.relay == (source is not None):
             self.host.tunnel.heard(peer, source is not None, now)
+        self._dispatch(peer, packet, source, now)
+
+    def _dispatch(self, peer: FakePeer, packet: Packet, source: Address | None, now: float) -> None:
         if packet.protocol == DATAGRAM:
             peer.last_used = now
             self.inbox.append((peer.node, packet.payload))

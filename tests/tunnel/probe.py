@@ -37,6 +37,12 @@ class Probe:
     def receive(self, data: bytes, source: Address, now: float) -> None:
         self.got.append((now, source, data))
 
+    def move(self, address: Address) -> None:
+        """Be somewhere else from now on."""
+        self.network.hosts.pop(self.address)
+        self.address = address
+        self.network.hosts[address] = self  # type: ignore[assignment]
+
     def new_key(self, seed: int) -> None:
         """Use another X25519 pair from now on, as after a restart."""
         self.x25519 = X25519PrivateKey.from_private_bytes(bytes([self.node, seed]) * 16)

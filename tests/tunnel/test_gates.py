@@ -32,7 +32,7 @@ def test_weakness_one_duplicate_on_an_old_session_does_nothing() -> None:
     network, host, probe = met()
     frame = probe.sealed(host)
     probe.send(frame, host)
-    network.run(72.0)
+    network.run(82.0)
     probe.take()
     probe.send(frame, host)
     network.run(1.0)

@@ -194,9 +194,8 @@ def test_upgrade_attempts() -> None:
         for at, source, target, data in network.log
         if source == host.address and at >= start and (target == probe.address or data[0] == 3) and data != b"PILP"
     ]
-    assert kinds([(target, data) for _, target, data in sent]) == ["punch request"] + ["PILS"] * 5
-    times = [at - sent[0][0] for at, _, _ in sent[1:]]
-    assert times == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8], abs=0.01)
+    assert kinds([(target, data) for _, target, data in sent]) == ["punch request", "PILS"]
+    assert sent[1][0] - sent[0][0] == pytest.approx(0.4, abs=0.01)
     opened = probe.opened(host, sent[1][2])
     assert opened.plaintext[:2] == b"\x10\x03"  # version 1, no flags, control: a ping
     assert opened.plaintext[16:20] == b"\xff\xfc\0\0"
@@ -223,7 +222,7 @@ def test_the_port_a_punch_command_names_is_tried_instead_of_the_registered_one()
     start = network.now
     network.run(3.0)
     targets = [target for target, data in network.sent(host, start) if kinds([(target, data)]) == ["PILS"]]
-    assert targets == [probe.address] + [mapped] * 4  # the first leaves before the beacon has answered
+    assert targets == [mapped]
 
 
 @pytest.mark.parametrize("endpoint", [("203.0.113.77", 61000), ("198.51.100.9", 4000)])
