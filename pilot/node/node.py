@@ -362,7 +362,13 @@ class Node:
         runtime = self._running()
         now = runtime.clock()
         udp = runtime.port.stats() if isinstance(runtime.port, UdpPort) else None
-        counters = {**runtime.datapath.counters, **runtime.tunnel.counters, **runtime.callbacks.counters()}
+        counters = {
+            **runtime.datapath.counters,
+            **runtime.tunnel.counters,
+            "events_dropped": self.events.dropped,
+            "events_suppressed": sum(self.events.suppressed.values()),
+            **runtime.callbacks.counters(),
+        }
         return NodeStats(
             uptime=now - runtime.started_at,
             peers=tuple(_peer_stats(peer, now) for peer in runtime.datapath.peers()),
