@@ -57,3 +57,15 @@ def test_everybody_is_trusted_where_that_is_wanted() -> None:
 def test_a_plugin_of_the_stock_set_is_left_out_by_its_name() -> None:
     with pytest.raises(InvalidValueError, match="'nobody' cannot be left out"):
         chosen_services(without=["nobody"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trust_auto_approve": True, "without": ["handshake"]}, "--trust-auto-approve is for the plugin 'handshake'"),
+        ({"trusted_agents": "x", "without": ["trustedagents"]}, "--trusted-agents is for the plugin 'trustedagents'"),
+    ],
+)
+def test_an_option_of_a_plugin_that_is_left_out_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        chosen_services(**options)

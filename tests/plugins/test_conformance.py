@@ -1,4 +1,4 @@
-"""Data exchange, event stream, name server, secure channel and webhook keep what `pilot.testing.coreapi` asks of every service."""
+"""Data exchange, event stream, name server, secure channel and webhook keep what is asked of every service."""
 
 from __future__ import annotations
 
