@@ -71,8 +71,8 @@ OFFICIAL = {
 OWN = {"network.auto_join_failed": "network_id error tried_again"}
 TOPICS = OFFICIAL | OWN
 
-NEVER = {"tunnel.rx_wedge_restart_loop", "tunnel.rx_wedged_exit", "tunnel.desync_salvage"}
-"""What does not happen in this library: the process is not ended, and no plaintext is kept to be sent again."""
+NEVER = {"tunnel.rx_wedge_restart_loop", "tunnel.rx_wedged_exit"}
+"""What does not happen in this library: the process is not ended."""
 
 
 def documented() -> dict[str, tuple[set[str], bool]]:
@@ -298,7 +298,7 @@ SCENARIOS: dict[Callable[[Stage], Awaitable[None]], str] = {
     strangers: "syn.rejected datagram.rejected security.syn_rate_limited",
     attackers: "security.nonce_replay security.src_spoofed",
     silence: "tunnel.path_suspect tunnel.path_recovered conn.dead_peer tunnel.rx_silence tunnel.rx_recovered",
-    crashes: "tunnel.rekey_gave_up",
+    crashes: "tunnel.rekey_gave_up tunnel.desync_salvage",
     relay: "tunnel.relay_activated",
     moving: "tunnel.addr_changed",
     held_up: "conn.idle_timeout",
