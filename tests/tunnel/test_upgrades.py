@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 
+from pilot._fast.seal import Session
 from pilot.tunnel import Resolved
 from pilot.tunnel.interfaces import Address
 from tests.reference import frames
@@ -28,13 +29,24 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class StockDatapath(FakeDatapath):
-    """Goes direct with the third direct frame and answers pings on its current path, as 1.18.0 (wire.md 7.5, 7.6)."""
+    """Goes direct with the third direct frame, answers pings on its current path, sends its last packets again as soon
+    as a changed key is announced: as 1.18.0 (wire.md 7.5, 7.6, 8.2)."""
 
     answers_both_ways = False
     direct_frames = 0
 
     def use_direct(self, peer: FakePeer, now: float) -> None:
         """It asks for no proof, and believes none."""
+
+    def install_session(self, peer: FakePeer, session: Session, now: float, *, keep_previous: float = 0.0) -> None:
+        renewed = peer.session is not None
+        super().install_session(peer, session, now, keep_previous=keep_previous)
+        if renewed:
+            super().resend_datagrams(peer, 0.0, now)
+
+    def resend_datagrams(self, peer: FakePeer, since: float, now: float) -> int:
+        """It has been done already."""
+        return 0
 
     def _opened(self, peer: FakePeer, packet: object, source: Address | None, now: float) -> None:
         self.direct_frames += source is not None and peer.relay
