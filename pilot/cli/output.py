@@ -56,6 +56,7 @@ class Exit(IntEnum):
     BROKEN = 7  # the connection broke
     REGISTRY = 8  # the registry cannot be reached or refused
     BUSY = 9  # in use: the state directory, a port
+    DEAF = 86  # nothing was received any more; with --end-when-deaf
     INTERRUPTED = 130  # SIGINT before it was done
     TERMINATED = 143  # SIGTERM before it was done
 
