@@ -283,6 +283,21 @@ class TestDelivery:
             bus.publish("x", {"n": -1})
             assert numbers(slow.get_all()) == [-1]
 
+    def test_the_bus_counts_all_losses_those_of_ended_subscriptions_too(self) -> None:
+        bus = EventBus()
+        assert bus.dropped == 0
+        with bus.subscribe("a", capacity=2) as one, bus.subscribe("*", capacity=5):
+            for n in range(10):
+                bus.publish("a", {"n": n})
+            assert bus.dropped == 8 + 5
+            one.close()
+            assert bus.dropped == 13
+            bus.publish("a", {})
+            assert bus.dropped == 14
+        bus.publish("a", {})
+        bus.close()
+        assert bus.dropped == 14
+
     def test_a_subscription_hears_nothing_from_before_or_after(self) -> None:
         bus = EventBus()
         bus.publish("x", {"n": 0})

@@ -432,8 +432,9 @@ cdef class Datapath(FrameSink):
             self.mux.schedule_soon()
 
     cdef void sweep(self, double now) noexcept:
-        """Packets that waited too long for a session are given up."""
+        """Packets that waited too long for a session are given up, and datagrams forgotten that nobody will miss."""
         cdef Peer peer
+        self.egress.forget_sent(None, now)
         for peer in self.peers_by_node.values():
             if peer.pending and now - peer.pending[0][1] > PENDING_SECONDS:
                 peer.pending = [item for item in peer.pending if now - item[1] <= PENDING_SECONDS]
@@ -527,12 +528,11 @@ cdef class Datapath(FrameSink):
         return self.peers_by_node.values()
 
     def install_session(self, Peer peer not None, Session session not None, now: float, *,
-                        keep_previous: float = 0.0) -> int:
+                        keep_previous: float = 0.0) -> None:
         """Make `session` the peer's current one; packets that waited for it leave now, in order.
 
         `session` may be the one replaced before: a step back. The replaced session opens what is still on its way for
-        `keep_previous` seconds. Frames that could not be opened during the last second are tried again. Returns 0:
-        plaintext is not remembered for a salvage (wire.md 8.2), streams repair themselves.
+        `keep_previous` seconds. Frames that could not be opened during the last second are tried again.
         """
         cdef list stashed
         cdef netaddr source
@@ -559,7 +559,15 @@ cdef class Datapath(FrameSink):
                 self.on_sealed(frame, len(frame), &source, relayed, 0, now)
         if not self.mux.in_batch:
             self.mux.schedule_soon()
-        return 0
+
+    def resend_datagrams(self, Peer peer not None, since: float, now: float) -> int:
+        """Send again what a peer with a new key could not read: the datagrams after `since`, of the last 5 s, at most
+        4, none longer than 1152 bytes; returns how many. The salvage of wire.md 8.2; streams repair themselves.
+        """
+        cdef int count = self.egress.resend_datagrams(peer, since, now)
+        if count and not self.mux.in_batch:
+            self.mux.schedule_soon()
+        return count
 
     cpdef flush_pending(self, Peer peer, double now):
         """Send what waited for a session."""
@@ -582,12 +590,14 @@ cdef class Datapath(FrameSink):
             peer.previous.wipe()
         peer.session = peer.previous = None
         peer.stash = []
+        self.egress.forget_sent(peer, -INFINITY)
 
     def close(self) -> None:
         """Take the datapath apart: sessions wiped, streams, peers and timers dropped. Idempotent; nothing is sent."""
         cdef Peer peer
         self.port.attach(None)
         self.mux.close()
+        self.egress.sent_lately.clear()
         for peer in self.peers_by_node.values():
             self.drop_session(peer)
             peer.pending = []

@@ -31,6 +31,7 @@ cdef class Egress:
     cdef bint sealed                # it goes into the burst (else: into `scratch`)
     cdef uint8_t *scratch
     cdef list looped                # inner packets to ourselves
+    cdef object sent_lately         # (peer, packet, sent at) of the last datagrams: `resend_datagrams`
     cdef list moved                 # peers whose path was replaced: their streams repair at once
     cdef readonly int waiting_peers  # peers with pending packets
     cdef readonly uint64_t frames_sent
@@ -44,6 +45,8 @@ cdef class Egress:
     cdef void flush(self, double now) noexcept
     cdef int burst_limit(self, Peer peer, double now) noexcept
     cdef bint send_sealed(self, Peer peer, bytes inner, double now) noexcept
+    cdef int resend_datagrams(self, Peer peer, double since, double now) except -1
+    cdef int forget_sent(self, Peer peer, double now) except -1
     cdef void queue_pending(self, Peer peer, bytes inner, double now) noexcept
     cdef void ask(self, Peer peer, double now) noexcept
     cdef void set_relay(self, Peer peer, str reason, double now) noexcept

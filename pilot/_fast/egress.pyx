@@ -1,5 +1,6 @@
 """The way out: framed in place, sealed in place, gathered into one burst of equal datagrams per peer (_fast, L4-6)."""
 import logging
+from collections import deque
 
 from libc.errno cimport EMSGSIZE
 from libc.math cimport INFINITY
@@ -9,7 +10,7 @@ from libc.string cimport memcpy
 
 from pilot._fast._endian cimport store32
 from pilot._fast.netaddr cimport netaddr, netaddr_clear, netaddr_equal, netaddr_known
-from pilot._fast.packet cimport HEADER_BYTES, encode_header, packet
+from pilot._fast.packet cimport HEADER_BYTES, PROTOCOL_DATAGRAM, encode_header, packet
 from pilot._fast.peer cimport MAX_PENDING_PACKETS, Peer
 from pilot._fast.port cimport DatagramPort
 from pilot._fast.seal cimport FRAME_HEADER, SEAL_OVERHEAD
@@ -21,7 +22,11 @@ cdef enum:
     MAX_PENDING_PEERS = 256
     MAX_LOOPED = 4096
     BLACKHOLE_MISSES = 3
+    MAX_RESENT = 4                  # datagrams that a peer gets again when it has lost the key they were sealed with
+    MAX_RESENT_BYTES = 1152         # of payload; longer ones are not remembered
+    MAX_SENT_LATELY = 256           # remembered for all peers together
 
+cdef double RESEND_SECONDS = 5.0
 cdef double BLACKHOLE_SILENCE = 8.0
 cdef double ASK_AFTER = 4.0
 # Stock nodes count every send as a miss, so three packets after a quiet spell move a healthy path to the relay.
@@ -55,6 +60,7 @@ cdef class Egress:
         self.control = control
         self.looped = []
         self.moved = []
+        self.sent_lately = deque(maxlen=MAX_SENT_LATELY)
         netaddr_clear(&self.beacon)
         netaddr_clear(&self.target)
         self.given_up_logged = -INFINITY
@@ -173,6 +179,9 @@ cdef class Egress:
             return
         frame = self.slot + self.used + (RELAY_HEADER if self.relayed else 0)
         encode_header(frame + FRAME_HEADER, p)
+        if p.protocol == PROTOCOL_DATAGRAM and self.begun <= MAX_RESENT_BYTES:
+            inner = (<char *> frame)[FRAME_HEADER:FRAME_HEADER + HEADER_BYTES + self.begun]
+            self.sent_lately.append((peer, inner, now))
         self.seal(peer, frame, now)
 
     cdef void seal(self, Peer peer, uint8_t *frame, double now) noexcept:
@@ -243,11 +252,33 @@ cdef class Egress:
         self.seal(peer, frame, now)
         return True
 
+    cdef int resend_datagrams(self, Peer peer, double since, double now) except -1:
+        """Send the last datagrams again, those after `since`; returns how many. Each is sent again once at most."""
+        cdef list packets
+        cdef int count = 0
+        self.forget_sent(None, now)
+        packets = [inner for owner, inner, sent in self.sent_lately if owner is peer and <double> sent > since]
+        self.forget_sent(peer, now)
+        for inner in packets[-MAX_RESENT:]:
+            count += self.send_sealed(peer, <bytes> inner, now)
+        if count:
+            self.flush(now)
+        return count
+
+    cdef int forget_sent(self, Peer peer, double now) except -1:
+        """Forget the datagrams that went to `peer`, if one is given, and those that are too old."""
+        if self.sent_lately:
+            self.sent_lately = deque([item for item in self.sent_lately
+                                      if item[0] is not peer and now - <double> item[2] <= RESEND_SECONDS],
+                                     MAX_SENT_LATELY)
+        return 0
+
     cdef void forget(self) noexcept:
         """Nothing is sent any more: the node has stopped."""
         self.port = SILENT
         self.used = self.frames = 0
         self.looped, self.moved = [], []
+        self.sent_lately.clear()
         self.current = None
         self.control = None
 

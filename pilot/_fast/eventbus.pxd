@@ -84,6 +84,7 @@ cdef class EventBus:
     cdef _PrefixIndex index
     cdef dict recent, older     # topic -> Route, the two generations of the cache
     cdef dict limits            # topic -> _Limit
+    cdef uint64_t lost          # what subscriptions that have ended had dropped
     cdef bint ended
     cdef object __weakref__
 

@@ -551,6 +551,15 @@ cdef class EventBus:
         return {topic: (<_Limit> limit).suppressed for topic, limit in self.limits.items()}
 
     @property
+    def dropped(self) -> int:
+        """Events that subscriptions have lost because they were full, those that have ended included."""
+        cdef uint64_t count = self.lost
+        for pattern in self.patterns.values():
+            for ring in (<_Pattern> pattern).rings:
+                count += (<_Ring> ring).dropped
+        return count
+
+    @property
     def subscriptions(self) -> int:
         """Open subscriptions."""
         return sum([len((<_Pattern> pattern).rings) for pattern in self.patterns.values()])
@@ -618,6 +627,7 @@ cdef class EventBus:
     cdef int remove(self, _Pattern pattern, _Ring ring) except -1:
         """End one subscription: its ring is off the routes before its reader is woken."""
         ring.closed = True
+        self.lost += ring.dropped
         del pattern.rings[ring]
         if not pattern.rings:
             del self.patterns[pattern.text]

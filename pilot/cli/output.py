@@ -22,7 +22,6 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
 
 from pilot._fast.errors import (
     BusyError,
@@ -42,7 +41,6 @@ __all__ = ["Bars", "Exit", "Result", "execute", "fail", "forever", "progress_bar
 Result = Mapping[str, Any]
 
 stderr: Final = Console(stderr=True)
-stdout: Final = Console()
 
 
 class Exit(IntEnum):
@@ -58,6 +56,7 @@ class Exit(IntEnum):
     BROKEN = 7  # the connection broke
     REGISTRY = 8  # the registry cannot be reached or refused
     BUSY = 9  # in use: the state directory, a port
+    DEAF = 86  # nothing was received any more; with --end-when-deaf
     INTERRUPTED = 130  # SIGINT before it was done
     TERMINATED = 143  # SIGTERM before it was done
 
@@ -164,11 +163,10 @@ def _exit_of(error: BaseException) -> Exit:
 
 
 def table(result: Result) -> None:
-    """Prints a result as two columns."""
-    grid = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    """Prints a result as two columns. Nothing is shortened: a hash or a path is of use only when it is whole."""
+    width = max(map(len, result), default=0)
     for name, value in result.items():
-        grid.add_row(name.replace("_", " "), _text(value))
-    stdout.print(grid)
+        typer.echo(f"{name.replace('_', ' '):<{width}}  {_text(value)}")
 
 
 def _text(value: object) -> str:
@@ -204,7 +202,7 @@ class Bars:
 def progress_bars(as_json: bool) -> Iterator[Bars]:
     """Bars, for the block; they are shown when stderr is a terminal."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # names of files, which peers choose
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from pilot.cli.options import JSON_OPTION
-from pilot.cli.output import Result, execute, stdout
+from pilot.cli.output import Result, execute
 
 __all__ = ["app"]
 
@@ -45,4 +45,4 @@ async def _validate(file: Path) -> Result:
 
 
 def _show(result: Result) -> None:
-    stdout.print(f"valid policy: {result['rules']} rules", highlight=False)
+    typer.echo(f"valid policy: {result['rules']} rule{'' if result['rules'] == 1 else 's'}")

@@ -74,11 +74,17 @@ def chosen_services(
     """The services as `Node` takes them.
 
     Raises:
-        InvalidValueError: a plugin is to be left out that is not of the stock set.
+        InvalidValueError: a plugin is to be left out that is not of the stock set, or that an option is for.
     """
     for name in without or ():
         if name not in STOCK:
             raise InvalidValueError(f"{name!r} cannot be left out, it is not of the stock set: {', '.join(STOCK)}")
+    for option, given, name in (
+        ("--trust-auto-approve", trust_auto_approve, "handshake"),
+        ("--trusted-agents", trusted_agents, "trustedagents"),
+    ):
+        if given and name in (without or ()):
+            raise InvalidValueError(f"{option} is for the plugin {name!r}, which --without leaves out")
     # Other commands need not wait for the plugins to be loaded.
     from pilot.plugins.dataexchange import DataExchangeService
     from pilot.plugins.eventstream import EventStreamService

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable  # evaluated: a command's signature is its options
 from typing import TYPE_CHECKING, Final
@@ -13,8 +14,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pilot._fast.errors import ClosedError
 from pilot.cli.options import JSON_OPTION, with_node
-from pilot.cli.output import Result, execute, forever, stderr
+from pilot.cli.output import Exit, Result, execute, forever, stderr
 from pilot.cli.services import with_services
 from pilot.node import Node, NodeConfig
 from pilot.node.services import ServiceSource
@@ -48,6 +50,8 @@ async def _up(config: NodeConfig, services: Callable[[], list[ServiceSource]], a
         else:
             stderr.print(_headline(node), highlight=False)
             await forever(node.closed())
+        if node.deaf:
+            raise typer.Exit(Exit.DEAF)
 
 
 def _ready(node: Node) -> Result:
@@ -66,8 +70,8 @@ def _ready(node: Node) -> Result:
 
 async def _show(node: Node) -> None:
     last = node.stats()
-    with Live(console=stderr, refresh_per_second=2, transient=True) as live:
-        while True:
+    with contextlib.suppress(ClosedError), Live(console=stderr, refresh_per_second=2, transient=True) as live:
+        while True:  # until the node has stopped
             now = node.stats()
             live.update(_page(node, last, now))
             last = now

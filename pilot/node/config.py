@@ -66,6 +66,11 @@ class NodeConfig:
     public: bool = _setting(False, "Whether strangers may find and reach this node.")
     email: str = _setting("", "Account e-mail address the registration carries. Empty: a stand-in made from the key.")
     relay_only: bool = _setting(False, "Hide this node's address: everything goes through the beacon.")
+    end_when_deaf: bool = _setting(
+        False,
+        "Whether the node ends when nothing arrives any more and asking to be found again has not helped: `pilot up` "
+        "then ends with code 86, for a supervisor to start it anew. At most three times in two hours.",
+    )
     echo: bool = _setting(True, "Whether the echo service (port 7) runs; `pilot ping` and peers measure with it.")
     gso: bool = _setting(
         True,

@@ -96,6 +96,7 @@ class Node:
         self._starting = False
         self._stopping: asyncio.Task[None] | None = None
         self._closed: asyncio.Event | None = None
+        self._deaf = False
 
     # --------------------------------------------------------------------------------------- life cycle
 
@@ -117,6 +118,8 @@ class Node:
         try:
             self._runtime = await Runtime.start(self._config, **self._parts)
             self._closed = asyncio.Event()
+            self._deaf = False
+            self._runtime.on_deaf = self._end_deaf
         finally:
             self._starting = False
 
@@ -143,6 +146,16 @@ class Node:
             self._runtime = self._stopping = None
             if self._closed is not None:
                 self._closed.set()
+
+    def _end_deaf(self) -> None:
+        if self._runtime is not None and self._stopping is None:
+            self._deaf = True
+            self._stopping = asyncio.create_task(self._stop(self._runtime), name="pilot node stop")
+
+    @property
+    def deaf(self) -> bool:
+        """Whether the last run has ended by itself, as the setting `end_when_deaf` has it."""
+        return self._deaf
 
     async def closed(self) -> None:
         """Returns when the node has stopped; at once if it does not run. Cancelling it changes nothing."""
@@ -362,7 +375,13 @@ class Node:
         runtime = self._running()
         now = runtime.clock()
         udp = runtime.port.stats() if isinstance(runtime.port, UdpPort) else None
-        counters = {**runtime.datapath.counters, **runtime.tunnel.counters, **runtime.callbacks.counters()}
+        counters = {
+            **runtime.datapath.counters,
+            **runtime.tunnel.counters,
+            "events_dropped": self.events.dropped,
+            "events_suppressed": sum(self.events.suppressed.values()),
+            **runtime.callbacks.counters(),
+        }
         return NodeStats(
             uptime=now - runtime.started_at,
             peers=tuple(_peer_stats(peer, now) for peer in runtime.datapath.peers()),

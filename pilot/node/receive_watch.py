@@ -1,13 +1,14 @@
 """`ReceiveWatch`: notices that nothing arrives any more although much is sent, and has the node found again (L9).
 
-Source: wire.md 12.6. Only the soft recovery: the official daemon's last resort, to exit so that a supervisor restarts
-it, is not for a library.
+Source: wire.md 12.6. What comes when that does not help is in last_resort.py.
 """
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from pilot.node.last_resort import Silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +42,8 @@ class Received(NamedTuple):
 
 class ReceiveWatch:
     """Call `tick` every `TICK_SECONDS`; it calls `recover` (announce to the beacon, register) at most three times per
-    silence, and publishes `tunnel.rx_silence` with each and `tunnel.rx_recovered` at its end."""
+    silence, and publishes `tunnel.rx_silence` with each and `tunnel.rx_recovered` at its end. With a `last_resort` it
+    calls that from the tick after the third on, until it says that it has dealt with the silence."""
 
     def __init__(
         self,
@@ -49,8 +51,12 @@ class ReceiveWatch:
         recover: Callable[[str], object],
         publish: Callable[[str, dict[str, object]], object],
         clock: Callable[[], float],
+        last_resort: Callable[[Silence], bool] | None = None,
     ) -> None:
         self._read = read
+        self._last_resort = last_resort
+        self._dealt_with = False
+        self._reason = ""
         self._recover = recover
         self._publish = publish
         self._clock = clock
@@ -73,6 +79,10 @@ class ReceiveWatch:
         self._before = seen
         silent = now - self._heard_at
         if self._attempts >= MAX_ATTEMPTS:
+            if self._last_resort is not None and not self._dealt_with:
+                sent = seen.sent - self._sent_before
+                silence = Silence(self._reason, int(silent), sent, self._attempts, seen.dial_timeouts)
+                self._dealt_with = self._last_resort(silence)
             return
         if silent >= SILENCE_SECONDS and seen.sent - self._sent_before >= LEAST_SENT:
             self._act("rx_silence", silent, now, seen)
@@ -85,9 +95,11 @@ class ReceiveWatch:
             silent = int(now - self._heard_at)
             self._publish("tunnel.rx_recovered", {"silent_for_seconds": silent, "soft_attempts": self._attempts})
         self._heard_at, self._sent_before, self._attempts = now, seen.sent, 0
+        self._dealt_with = False
 
     def _act(self, reason: str, silent: float, now: float, seen: Received) -> None:
         self._attempts += 1
+        self._reason = reason
         _log.warning("nothing was received for %d s (%s); announcing this node again", silent, reason)
         self._publish(
             "tunnel.rx_silence",

@@ -26,6 +26,7 @@ from pilot.node.echo import ECHO_PORT, EchoService
 from pilot.node.facilities import Facilities
 from pilot.node.home import Home
 from pilot.node.identity import IDENTITY_NAME, LocalIdentity
+from pilot.node.last_resort import LastResort
 from pilot.node.listener import serving
 from pilot.node.network_file import NetworkFile
 from pilot.node.networks import Memberships
@@ -66,6 +67,10 @@ BEACON_LIST_JITTER_SECONDS: Final = 10.0
 ADDRESS_SECONDS: Final = 1.0
 """How often the own source address is compared (wire.md 12.5)."""
 NETWORKS_SECONDS: Final = 2.0
+DEAF_UPTIME_SECONDS: Final = 1800.0
+"""A node younger than this is not ended for being deaf."""
+MAX_MISSED_WHEN_DEAF: Final = 4
+"""Heartbeats in a row the registry has not taken: beyond, it is the whole network that is away."""
 """How long the start waits for the first answer about the own networks."""
 
 _log = logging.getLogger("pilot.node")
@@ -125,6 +130,8 @@ class Runtime:
         self._hooks = Hooks(self._tasks, clock, self.events, self.callbacks.mailbox_filled)
         self._beacons: list[tuple[str, int]] = []
         self.started_at = clock()
+        self.on_deaf: Callable[[], object] = lambda: None
+        """Called once when nothing is received any more and the node is to end."""
 
     @classmethod
     async def start(cls, config: NodeConfig, **parts: Any) -> Self:
@@ -417,10 +424,21 @@ class Runtime:
                 self.tunnel.local_address(self._local_host(), self.clock())
 
     async def _watch_receiving(self) -> None:
-        watch = ReceiveWatch(self._received, self._announce, self.events.publish, self.clock)
+        last = self._last_resort().take if self.config.end_when_deaf else None
+        watch = ReceiveWatch(self._received, self._announce, self.events.publish, self.clock, last)
         while True:
             await asyncio.sleep(TICK_SECONDS)
             watch.tick()
+
+    def _last_resort(self) -> LastResort:
+        def ready() -> bool:
+            """A start helps only where the registry is there, and does not where this one is young."""
+            heard = self.directory.missed_heartbeats <= MAX_MISSED_WHEN_DEAF
+            return heard and self.clock() - self.started_at >= DEAF_UPTIME_SECONDS
+
+        return LastResort(
+            self._state, ready=ready, publish=self.events.publish, end=lambda: self.on_deaf(), wall=self._wall
+        )
 
     def _received(self) -> Received:
         counters = self.datapath.counters

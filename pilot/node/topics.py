@@ -43,6 +43,7 @@ STRANGER_TOPICS: Final = (
     "syn.rejected",
     "trust.changed",
     "trust.revoked_by_peer",
+    "tunnel.desync_salvage",
     "tunnel.established",
     "tunnel.path_recovered",
     "tunnel.path_suspect",

@@ -262,12 +262,10 @@ class Exchange:
             self.finish(state)
         state.cooldown_until = 0.0
         state.rejects = 0
-        salvaged = self.sessions.install(state, peer, slot, old_address, now)
+        self.sessions.install(state, peer, slot, old_address, now)
         if added:
             core.hooks.publish("tunnel.peer_added", {"peer_node_id": state.node})
         self._publish_established(state, arrival, rekeyed)
-        if salvaged:
-            core.hooks.publish("tunnel.desync_salvage", {"peer_node_id": state.node, "replayed": salvaged})
         core.hooks.session_ready(state.node)
         self._installed(state, now)
 

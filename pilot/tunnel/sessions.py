@@ -91,8 +91,8 @@ class Sessions:
         )
         return Slot(session, pair)
 
-    def install(self, state: PeerState, peer: PeerLike, slot: Slot, old_address: Address | None, now: float) -> int:
-        """Make `slot` the session, on trial if it replaces another. Returns the packets sent again under it.
+    def install(self, state: PeerState, peer: PeerLike, slot: Slot, old_address: Address | None, now: float) -> None:
+        """Make `slot` the session, on trial if it replaces another.
 
         `old_address` is where the peer was before the PILA that brought the key.
         """
@@ -107,18 +107,19 @@ class Sessions:
             self._close_trial(state)
         state.current, state.unproved_over = slot, None
         if old is None:
-            return datapath.install_session(peer, slot.session, now)
+            datapath.install_session(peer, slot.session, now)
+            return
         # A margin beyond the trial: its timer, not the datapath, decides when the old session is gone.
         keep = settings.keep_previous_seconds + TRIAL_MARGIN_SECONDS
         until = now + settings.keep_previous_seconds
-        trial = state.trial = Trial(slot, old, now, until, old.session.received, old_address, peer.address)
+        received = old.session.received
+        trial = state.trial = Trial(slot, old, now, until, received, old_address, peer.address, peer.last_heard)
         self._core.watch(state, "trial", True)
         self._core.timers.set(("trial", state.node), until, lambda at: self._expire(state, at))
         # Frames that arrived before their key are opened inside this call, and one of them may be the proof.
-        salvaged = datapath.install_session(peer, slot.session, now, keep_previous=keep)
+        datapath.install_session(peer, slot.session, now, keep_previous=keep)
         if state.trial is trial:
             self._ping(state, now)
-        return salvaged
 
     def heard(self, state: PeerState, now: float) -> None:
         """A frame of the peer was decrypted: see under which key."""
@@ -166,7 +167,19 @@ class Sessions:
             keep = self._core.settings.keep_previous_seconds
             self._core.datapath.install_session(state.peer, trial.fresh.session, now, keep_previous=keep)
         self._supersede(state, trial.old.session.peer_x25519, now)
+        self._salvage(state, trial, now)
         self._proved(state)
+
+    def _salvage(self, state: PeerState, trial: Trial, now: float) -> None:
+        """Send again what the peer may have been unable to read since it was last heard under its old key.
+
+        Unlike 1.18.0, which does so as soon as the new key is announced: until then it may be a recorded one, and a
+        peer that has to look up our key first cannot read what comes.
+        """
+        if state.peer is not None and trial.fresh.session.peer_x25519 != trial.old.session.peer_x25519:
+            count = self._core.datapath.resend_datagrams(state.peer, trial.heard_at, now)
+            if count:
+                self._core.hooks.publish("tunnel.desync_salvage", {"peer_node_id": state.node, "replayed": count})
 
     def _expire_late(self, state: PeerState, now: float) -> None:
         """A process that was held up finds the trial over before its timer has run: its other session may be wiped."""

@@ -50,6 +50,8 @@ class Trial:
     old_address: Address | None
     fresh_address: Address | None
     """Where the peer was taken to be when the new session was installed."""
+    heard_at: float
+    """When the peer was last heard before."""
     pings: int = 0
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from pilot._fast.errors import PilotError
-from pilot.cli.output import Exit
+from pilot.cli.output import Exit, progress_bars, table
 from pilot.node import Node
 from pilot.plugins.dataexchange import DataExchangeService
 from pilot.plugins.dataexchange import Limits as DataExchangeLimits
@@ -369,3 +369,28 @@ def test_missing_extras_are_one_line() -> None:
     assert done.returncode == 1
     assert "pip install 'pilot-asyncio[cli]'" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_table_shortens_and_interprets_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    table({"sha256": "a" * 64, "file": "/long" * 40 + "/[b]report[/b].pdf", "throughput_MBps": 1234.56, "ok": True})
+    assert capsys.readouterr().out.splitlines() == [
+        f"sha256           {'a' * 64}",
+        f"file             {'/long' * 40}/[b]report[/b].pdf",
+        "throughput MBps  1,234.6",
+        "ok               yes",
+    ]
+
+
+def test_a_bar_takes_any_name_of_a_file() -> None:
+    with progress_bars(as_json=True) as bars:
+        bars.show("[b]a[/i].txt from 0:0000.0000.0001", 1, 2)
+        [task] = bars._progress.tasks
+        [cell, *_] = bars._progress.make_tasks_table([task]).columns[0].cells
+        assert str(cell) == "[b]a[/i].txt from 0:0000.0000.0001"
+
+
+@pytest.mark.parametrize("module", ["pilot", "pilot.cli"])
+def test_the_command_as_a_module(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "nonsense"], capture_output=True, text=True, check=False)
+    assert done.returncode == Exit.USAGE
+    assert "No such command 'nonsense'" in done.stderr

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
+import typer
+from rich.console import Console
 
 from pilot._fast.errors import InvalidValueError
 from pilot.cli.services import STOCK, chosen_services
-from pilot.node import Node
+from pilot.cli.up import _up
+from pilot.node import Node, NodeConfig
 from pilot.plugins.handshake import HandshakeService
 from pilot.testing import virtual_network
 from tests.cli.test_command import Exit, Start, finish, first_line, start, where
@@ -57,3 +61,40 @@ def test_everybody_is_trusted_where_that_is_wanted() -> None:
 def test_a_plugin_of_the_stock_set_is_left_out_by_its_name() -> None:
     with pytest.raises(InvalidValueError, match="'nobody' cannot be left out"):
         chosen_services(without=["nobody"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trust_auto_approve": True, "without": ["handshake"]}, "--trust-auto-approve is for the plugin 'handshake'"),
+        ({"trusted_agents": "x", "without": ["trustedagents"]}, "--trusted-agents is for the plugin 'trustedagents'"),
+    ],
+)
+def test_an_option_of_a_plugin_that_is_left_out_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        chosen_services(**options)
+
+
+class Deaf(Node):
+    """Ends by itself, as one that receives nothing any more."""
+
+    async def closed(self) -> None:
+        self._end_deaf()
+        await super().closed()
+
+
+async def test_up_ends_with_a_code_of_its_own_when_the_node_is_deaf(
+    monkeypatch: pytest.MonkeyPatch, where: dict[str, str]
+) -> None:
+    monkeypatch.setattr("pilot.cli.up.Node", Deaf)
+    with pytest.raises(typer.Exit) as caught:
+        await _up(NodeConfig(**where), list, as_json=False)
+    assert caught.value.exit_code == Exit.DEAF
+    monkeypatch.setattr("pilot.cli.up.stderr", Console(file=io.StringIO(), force_terminal=True))
+    monkeypatch.setattr("pilot.cli.up.REFRESH_SECONDS", 0.05)
+    running: list[Node] = []
+    monkeypatch.setattr("pilot.cli.up._page", lambda node, *_: running.append(node) or node._end_deaf() or "")
+    with pytest.raises(typer.Exit) as caught:
+        await _up(NodeConfig(**where), list, as_json=False)
+    assert caught.value.exit_code == Exit.DEAF
+    assert running

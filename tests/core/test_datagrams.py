@@ -49,6 +49,58 @@ class TestDatagrams:
         assert peer.heard() == []
         assert [data for *_, data in box.got] == [b"to somebody"]
 
+    def test_the_last_ones_can_be_sent_again(self) -> None:
+        """The salvage of wire.md 8.2: four of the last 5 s, each once; nothing long, no control packets, no streams."""
+        network, node, peer = stage()
+        node.mux.send_datagram(peer.peer, overlay(2), 1, b"too old")
+        network.run(3.0)
+        for number in range(6):
+            node.mux.send_datagram(peer.peer, overlay(2, 6), number, b"%d" % number)
+        node.mux.send_datagram(peer.peer, overlay(2), 1, bytes(1153))
+        peer.send(peer.packet(protocol=CONTROL, payload=b"ping"))
+        network.run(3.0)
+        sent = {p.payload: p for p in peer.heard()}
+        peer.new_session()
+        assert node.datapath.resend_datagrams(peer.peer, 0.0, network.now) == 4
+        again = peer.heard()
+        assert [p.payload for p in again] == [b"2", b"3", b"4", b"5"]
+        assert again == [sent[p.payload] for p in again], "the same packets, ports and networks too"
+        assert node.datapath.resend_datagrams(peer.peer, 0.0, network.now) == 0
+        assert peer.heard() == []
+
+    def test_which_are_not_sent_again(self) -> None:
+        network, node, peer = stage()
+        other = ScriptedPeer(node, 3)
+
+        def resent(since: float = 0.0) -> int:
+            count = node.datapath.resend_datagrams(peer.peer, since, network.now)
+            assert len(peer.heard()) == count
+            return count
+
+        def send(to: ScriptedPeer = peer) -> None:
+            node.mux.send_datagram(to.peer, overlay(to.node), 1, b"x")
+            assert len(to.heard()) == 1
+
+        send()
+        network.run(5.1)
+        assert resent() == 0, "too old"
+        send()
+        now = network.now
+        network.run(0.1)
+        send()
+        assert resent(now) == 1, "one was sent before the time"
+        send()
+        node.datapath.drop_session(peer.peer)
+        peer.new_session()
+        assert resent() == 0, "of a session that was dropped"
+        send()
+        for _ in range(256):
+            send(other)
+        assert resent() == 0, "too many to other peers since"
+        assert node.datapath.resend_datagrams(other.peer, 0.0, network.now) == 4
+        send()
+        network.run(20.0)  # over the sweep
+
     def test_sizes(self) -> None:
         network, node, peer = stage()
         node.mux.send_datagram(peer.peer, overlay(2), 1, bytes(65437))

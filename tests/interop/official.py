@@ -48,6 +48,8 @@ AFTER_TUNNEL_LOSS = (
     "rejecting unauthenticated key exchange from peer with known identity",
     "tunnel packet outside replay window",
 )
+# A send of a local program, on its way when the peer reset the stream.
+AFTER_STREAM_RESET = ("IPC stream send failed",)
 # The side whose trust was revoked sometimes answers a peer whose address it has just forgotten.
 AFTER_TRUST_ENDED = (*AFTER_TUNNEL_LOSS, "send key exchange failed")
 # An approval travels directly and through the mailbox; when both arrive, the later one has nothing to match.

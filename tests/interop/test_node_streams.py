@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import pilot
+from tests.interop.official import AFTER_TUNNEL_LOSS
 from tests.interop.ours import our_node
 
 MIB = 1 << 20
@@ -226,3 +227,22 @@ async def test_datagrams_both_ways(start_daemon, rendezvous, namespace):
             data = random.Random(size).randbytes(size)
             await node.send_datagram("bob", 4000, data)
             assert (await asyncio.wait_for(client.receive_datagram(), 10)).data == data
+
+
+async def test_datagrams_to_a_daemon_that_has_just_been_restarted_arrive(start_daemon, rendezvous, namespace):
+    """It cannot read them under the key it has lost, and gets the last four again under its new one."""
+    daemon = await start_daemon("bob", public=True, expect=AFTER_TUNNEL_LOSS)
+    async with our_node(namespace, rendezvous) as node:
+        await node.ping("bob")
+        await daemon.kill()
+        await daemon.start()
+        with node.events.subscribe("tunnel.desync_salvage") as told:
+            async with await daemon.ipc() as client:
+                for number in range(6):
+                    await node.send_datagram(str(daemon.address), 4000, b"%d" % number)
+                event = await asyncio.wait_for(anext(told), 20)
+                assert event.payload == {"peer_node_id": daemon.node_id, "replayed": 4}
+                got: set[bytes] = set()  # it may have kept the one that it asked for a key with
+                while len(got) < 4:
+                    got.add((await asyncio.wait_for(client.receive_datagram(), 10)).data)
+                assert got == {b"2", b"3", b"4", b"5"}

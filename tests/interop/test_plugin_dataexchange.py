@@ -20,7 +20,7 @@ from pilot.plugins.eventstream import EventStreamService
 from tests.interop.conftest import StartDaemon
 from tests.interop.ipc import eventually
 from tests.interop.netns import Namespace
-from tests.interop.official import OfficialDaemon
+from tests.interop.official import AFTER_STREAM_RESET, OfficialDaemon
 from tests.interop.ours import our_node
 from tests.interop.rendezvous import Running
 
@@ -116,8 +116,9 @@ async def test_file_to_the_daemon_interrupted_and_resumed(
 
 
 async def test_file_of_the_daemon_interrupted_and_resumed(
-    bob: OfficialDaemon, namespace: Namespace, rendezvous: Running, big: Path, tmp_path: Path
+    start_daemon: StartDaemon, namespace: Namespace, rendezvous: Running, big: Path, tmp_path: Path
 ) -> None:
+    bob = await start_daemon("bob", public=True, expect=AFTER_STREAM_RESET)
     progress: list[FileProgress] = []
     service = DataExchangeService(received=tmp_path / "in", keep_names=True, on_progress=progress.append)
     async with our_node(namespace, rendezvous, "ours", services=[service]) as node:

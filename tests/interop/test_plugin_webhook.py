@@ -7,6 +7,9 @@ import hashlib
 import hmac
 from typing import Any
 
+import pytest
+
+from pilot.coreapi import InvalidValueError
 from pilot.plugins.webhook import WebhookService
 from tests.interop.ipc import eventually
 from tests.interop.ours import our_node
@@ -106,7 +109,13 @@ async def test_set_and_clear_at_run_time_on_both_sides(start_daemon, rendezvous,
             assert numbers == [*range(1, len(numbers) + 1)]
 
 
-async def test_neither_takes_a_link_local_url(start_daemon) -> None:
+async def test_neither_takes_a_link_local_url(start_daemon, rendezvous, namespace) -> None:
     daemon = await start_daemon("bob", public=True)
-    answer = await daemon.ctl("extras", "set-webhook", "http://169.254.169.254/latest")
-    assert answer.get("applied") is False
+    async with our_node(namespace, rendezvous, services=[WebhookService.for_node]) as node:
+        webhook = node.service("webhook")
+        assert isinstance(webhook, WebhookService)
+        for url in ("http://169.254.169.254/latest", "http://[fe80::1]/", "http://metadata.google.internal/"):
+            answer = await daemon.ctl("extras", "set-webhook", url)
+            assert answer.get("applied") is False, url
+            with pytest.raises(InvalidValueError):
+                await webhook.set_url(url)

@@ -9,6 +9,7 @@ import pytest
 from pilot._fast.addr import Addr
 from pilot._fast.errors import InvalidValueError
 from pilot.node import Node
+from pilot.testing import World, simulate
 from tests.node.conftest import StartNode
 
 Pair = tuple[Node, Node]
@@ -75,3 +76,34 @@ async def test_a_full_inbox_drops_the_oldest(start_node: StartNode) -> None:
         await last.receive()
         assert [(await inbox.receive()).data[0] for _ in range(3)] == [7, 8, 9]
         assert inbox.dropped == 7
+
+
+def test_datagrams_to_a_peer_that_has_just_been_restarted_arrive() -> None:
+    """It cannot read them, says so, and gets them again under its new key."""
+    got: list[bytes] = []
+
+    async def scenario(world: World) -> None:
+        alice, machine = await world.machine("alice").start(), world.machine("bob")
+        target = (await machine.start()).address
+        await alice.ping(target)
+        machine.crash()
+        bob = await machine.start()
+        with alice.events.subscribe("tunnel.desync_salvage") as told, bob.datagrams(4000) as inbox:
+
+            async def collect() -> None:
+                got.extend([datagram.data async for datagram in inbox])
+
+            collecting = asyncio.create_task(collect())
+            for number in range(6):
+                await alice.send_datagram(target, 4000, b"%d" % number)
+            await asyncio.sleep(3.0)
+            await alice.send_datagram(target, 4000, b"on")
+            await asyncio.sleep(1.0)
+            inbox.close()
+            await collecting
+            event = told.get_nowait()
+            assert event is not None
+            assert event.payload == {"peer_node_id": target.node, "replayed": 4}
+
+    simulate("salvage", scenario, delay=0.01)
+    assert got == [b"2", b"3", b"4", b"5", b"on"]

@@ -266,6 +266,47 @@ def test_an_unhealthy_plugin_is_restarted_while_the_others_go_on() -> None:
     simulate(6, scenario)
 
 
+def test_an_unhealthy_plugin_that_hangs_in_stop_is_restarted_after_its_bound() -> None:
+    crashing = [True]
+
+    class Stuck(Greeter):
+        async def stop(self) -> None:
+            self.stops += 1
+            while True:
+                try:
+                    await asyncio.sleep(60)
+                    return
+                except asyncio.CancelledError:
+                    continue
+
+    stuck = Stuck(lambda: crashing[0])
+
+    async def scenario(world: World) -> None:
+        world.expected_errors |= {"pilot.plugin.greeter", "pilot.coreapi"}
+        bob = world.machine("bob", services=[stuck, Named("other", 160, [], 1501)], restart_policy=QUICK)
+        node = await bob.start()
+        for _ in range(3):
+            with pytest.raises(ConnectionResetError):
+                await greeted(world, node.address)
+        crashing[0] = False
+        await asyncio.sleep(4.0)
+        assert (stuck.starts, stuck.stops) == (1, 1)
+        with pytest.raises(ServiceNotReadyError):
+            node.service("greeter")
+        assert await greeted(world, node.address, 1501) == GREETING
+        await asyncio.sleep(3.0)
+        assert stuck.starts == 2
+        assert await greeted(world, node.address) == GREETING
+        await asyncio.sleep(60.0)  # the first stop comes to its end, and harms the second life in no way
+        assert await greeted(world, node.address) == GREETING
+        stopping = asyncio.get_running_loop().time()
+        await bob.stop()
+        assert asyncio.get_running_loop().time() - stopping < 10.0
+        await asyncio.sleep(120.0)  # so does the second
+
+    simulate("stuck", scenario)
+
+
 def test_a_plugin_that_does_not_get_well_is_given_up() -> None:
     greeter = Greeter(lambda: True)
 
@@ -390,6 +431,14 @@ def test_a_plugin_that_floods_the_bus_loses_its_own_events_only() -> None:
             greeter.deps.events.publish("calm.sea", {})
             assert slow.dropped == 100_000 - 1024
             assert (calm.dropped, len(calm.get_all())) == (0, 1)
+            assert node.stats().counters["events_dropped"] == slow.dropped
+            for _ in range(150):
+                greeter.deps.events.publish("conn.rst", {})  # nobody listens: not even counted
+            assert node.stats().counters["events_suppressed"] == 0
+            with node.events.subscribe("conn.*"):
+                for _ in range(150):
+                    greeter.deps.events.publish("conn.rst", {})
+            assert node.stats().counters["events_suppressed"] == 50
         assert await greeted(world, node.address) == GREETING
         await bob.stop()
 

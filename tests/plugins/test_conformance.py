@@ -1,4 +1,4 @@
-"""Name server, secure channel and webhook keep what `pilot.testing.coreapi` asks of every service."""
+"""Data exchange, event stream, name server, secure channel and webhook keep what is asked of every service."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from pilot.coreapi import Service
+from pilot.plugins.dataexchange import DataExchangeService
+from pilot.plugins.eventstream import EventStreamService
 from pilot.plugins.nameserver import NameServerService
 from pilot.plugins.secure import SecureChannel, SecureService
 from pilot.plugins.webhook import WebhookService
@@ -21,6 +23,9 @@ async def handle(channel: SecureChannel) -> None:
 
 
 SERVICES: dict[str, Callable[[Path], Service]] = {
+    "dataexchange": lambda path: DataExchangeService(inbox=path / "inbox", received=path / "received"),
+    "dataexchange without stores": lambda path: DataExchangeService(),
+    "eventstream": lambda path: EventStreamService(),
     "nameserver": lambda path: NameServerService(state_dir=path),
     "secure": lambda path: SecureService(handle),
     "webhook": lambda path: WebhookService(url="http://127.0.0.1:9/", state_dir=path),

@@ -11,8 +11,7 @@ import pytest
 
 from pilot.coreapi import PeerNotFoundError, PilotError, RegistryError, ResetError
 from pilot.plugins.nameserver import NameClient, NameServerService
-from pilot.plugins.secure import Authentication, SecureChannel, SecureService
-from pilot.plugins.secure.service import resolved_keys
+from pilot.plugins.secure import Authentication, SecureChannel, SecureService, resolved_keys
 from pilot.plugins.webhook import WebhookService
 from pilot.testing import World, simulate
 
@@ -71,6 +70,7 @@ def test_a_secure_channel_between_nodes() -> None:
         with pytest.raises(PilotError, match="60 s ahead"):
             await call(peer_key=key, wall=lambda: wall() - 60)
         plain = await SecureChannel.connect(await client.dial(server.address, 443))
+        assert len(await plain.readexactly(92)) == 92, "the proof nobody asked for"
         with pytest.raises((ResetError, TimeoutError)):
             await plain.readexactly(1000)
 

@@ -97,7 +97,7 @@ class FakeDatapath:
     def peers(self) -> list[FakePeer]:
         return list(self._peers.values())
 
-    def install_session(self, peer: FakePeer, session: Session, now: float, *, keep_previous: float = 0.0) -> int:
+    def install_session(self, peer: FakePeer, session: Session, now: float, *, keep_previous: float = 0.0) -> None:
         replaced = peer.session
         if peer.previous is not None and peer.previous is not session:
             peer.previous.wipe()
@@ -108,16 +108,20 @@ class FakeDatapath:
             else:
                 replaced.wipe()
         peer.last_used = now
-        salvage = [p for p, at in peer.salvage[-4:] if now - at <= 5] if replaced is not None else []
-        peer.salvage.clear()
         pending, peer.pending = peer.pending, []
-        for packet in salvage + pending:
+        for packet in pending:
             self.send_packet(peer, packet, now)
         stash, peer.stash = peer.stash, []
         for frame, source, relayed_by, at in stash:
             if now - at <= 1:
                 self._sealed(frame, source, relayed_by, now)
-        return len(salvage)
+
+    def resend_datagrams(self, peer: FakePeer, since: float, now: float) -> int:
+        sent = [packet for packet, at in peer.salvage if at > since and now - at <= 5][-4:]
+        peer.salvage.clear()
+        for packet in sent:
+            self._seal_out(peer, packet, now)
+        return len(sent)
 
     def drop_session(self, peer: FakePeer) -> None:
         for session in (peer.session, peer.previous):

@@ -55,21 +55,39 @@ def test_a_trusted_peer_is_named_in_the_event() -> None:
     assert host.topics("tunnel.established")[0]["peer_node_id"] == 9
 
 
-def test_changed_key_resends_the_last_packets() -> None:
+def test_a_proved_new_key_resends_the_last_datagrams() -> None:
     network, host, probe = met()
+    host.send(probe, b"read")
+    network.run(0.1)
+    probe.send(probe.sealed(host, b"heard"), host)
     for number in range(6):
         host.send(probe, b"%d" % number)
     network.run(0.1)
     probe.take()
     probe.new_key(2)
     probe.send(probe.pila(), host, settle=0.05)
-    # Unlike 1.18.0 our PILA goes first, so that the peer can read what follows it.
-    assert probe.take()[0] == "PILA"
-    opened = [probe.opened(host, data) for data in probe.seen[1:5]]
-    assert [o.counter for o in opened] == [1, 2, 3, 4]
+    # Unlike 1.18.0 nothing goes out again before the peer has shown that it has the key and can read.
+    assert probe.take() == ["PILA", "PILS"]
+    assert host.topics("tunnel.desync_salvage") == []
+    probe.send(probe.sealed(host, b"proof"), host, settle=0.05)
+    assert probe.take() == ["PILS"] * 4
+    opened = [probe.opened(host, data) for data in probe.seen]
     assert [o.plaintext[34:] for o in opened] == [b"2", b"3", b"4", b"5"]
     assert host.topics("tunnel.established") == [{"authenticated": True, "relay": False, "rekeyed": True}]
     assert host.topics("tunnel.desync_salvage") == [{"peer_node_id": 9, "replayed": 4}]
+
+
+def test_what_was_sent_before_the_peer_was_last_heard_is_not_sent_again() -> None:
+    network, host, probe = met()
+    host.send(probe, b"question")
+    network.run(0.1)
+    probe.send(probe.sealed(host, b"answer"), host)
+    probe.take()
+    probe.new_key(2)
+    probe.send(probe.pila(), host)
+    probe.send(probe.sealed(host, b"proof"), host)
+    assert probe.take() == ["PILA", "PILS"]
+    assert host.topics("tunnel.desync_salvage") == []
 
 
 def test_weakness_replayed_old_pila_changes_nothing() -> None:

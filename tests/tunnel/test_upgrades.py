@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pilot._fast.seal import Session
 from pilot.tunnel import Resolved
 from pilot.tunnel.interfaces import Address
 from tests.reference import frames
@@ -30,10 +31,11 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class StockDatapath(FakeDatapath):
-    """1.18.0 as observed by tests/interop (wire.md 7.5, 7.6, 11.3, 11.4).
+    """1.18.0 as observed by tests/interop (wire.md 7.5, 7.6, 8.2, 11.3, 11.4).
 
     A dead path pins a peer to the relay until the next attempt, one every 15 s: five empty frames. The third direct
-    frame since then makes it direct, however far apart they are. Frames are read faster than answered.
+    frame since then makes it direct, however far apart they are. Frames are read faster than answered. Its last packets
+    go again as soon as a changed key is announced.
     """
 
     answers_both_ways = False
@@ -60,6 +62,16 @@ class StockDatapath(FakeDatapath):
         if super()._by_relay(peer, now) and not before:
             self.pinned, self.direct_frames = True, 0
         return peer.relay
+
+    def install_session(self, peer: FakePeer, session: Session, now: float, *, keep_previous: float = 0.0) -> None:
+        renewed = peer.session is not None
+        super().install_session(peer, session, now, keep_previous=keep_previous)
+        if renewed:
+            super().resend_datagrams(peer, 0.0, now)
+
+    def resend_datagrams(self, peer: FakePeer, since: float, now: float) -> int:
+        """It has been done already."""
+        return 0
 
     def _opened(self, peer: FakePeer, packet: Packet, source: Address | None, now: float) -> None:  # type: ignore[override]
         self.direct_frames += source is not None and peer.relay and not self.pinned

@@ -536,6 +536,11 @@ class Directory(NetworkCalls):
                 self._quiet.warning("register", "registering again failed, trying on: %s", error)
                 self._wanted.set()
 
+    @property
+    def missed_heartbeats(self) -> int:
+        """Heartbeats in a row, up to now, that the registry has not taken; one is sent every 60 s."""
+        return self._missed
+
     async def _beat(self) -> None:
         if not self._active:
             return

@@ -32,9 +32,10 @@ from pilot.plugins.dataexchange.outgoing import OldReceiverError, OutgoingFile, 
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from pilot.coreapi import EventBus, PeerResolver, Stream, Streams
+    from pilot.coreapi import Addr, EventBus, PeerResolver, Stream, Streams
     from pilot.plugins._targets import Target
     from pilot.plugins.dataexchange.outgoing import Source
 
@@ -98,7 +99,7 @@ class DataExchangeClient:
         tagged = encode_tagged(tags, kind, payload)
         if len(tagged) > MAX_FRAME_BYTES:
             raise InvalidValueError(f"a message of {len(payload)} bytes is too long: send it as a file")
-        async with self._open(target, timeout) as stream:
+        async with self._open(target, timeout) as stream, _told("the message", stream.remote_addr):
             answer = await exchange(stream, FrameType.TAGGED, tagged)
             if answer.text.startswith(("ACK UNKNOWN(10)", "ERR UNKNOWN(10)")):  # from before there were tags
                 return await exchange(stream, kind, payload)
@@ -131,7 +132,7 @@ class DataExchangeClient:
         """
         async with open_source(source, name) as opened:
             try:
-                async with self._open(target, timeout) as stream:
+                async with self._open(target, timeout) as stream, _told_of_file(opened.name, stream):
                     return await OutgoingFile(stream, opened, progress or _ignore, STEP_SECONDS).run()
             except OldReceiverError as old:
                 return await self._send_in_one_frame(target, opened, progress or _ignore, timeout, str(old))
@@ -143,7 +144,7 @@ class DataExchangeClient:
             raise refused(source.name, f"{why}, and in one frame it takes no more than {MAX_FRAME_BYTES} bytes")
         content = await source.read_all()
         started = asyncio.get_running_loop().time()
-        async with self._open(target, timeout) as stream:
+        async with self._open(target, timeout) as stream, _told_of_file(source.name, stream):
             progress(0, source.size)
             answer = await exchange(stream, FrameType.FILE, encode_file(source.name, content))
         if not answer:
@@ -187,6 +188,22 @@ async def exchange(stream: Stream, number: int, payload: bytes) -> Answer:
         return parse_answer_untrusted(kind, await stream.readexactly(length))
     except InvalidValueError as error:
         raise PilotError(f"{stream.remote_addr} broke the protocol of the data exchange: {error}") from error
+
+
+@asynccontextmanager
+async def _told(what: str, receiver: Addr, advice: str = "") -> AsyncIterator[None]:
+    """Has a timeout and an early end in the block say what was sent to whom."""
+    try:
+        yield
+    except TimeoutError as error:
+        problem = f"{receiver} took nothing of {what}, or gave no answer to it, for {STEP_SECONDS:g} s{advice}"
+        raise TimeoutError(problem) from error
+    except EOFError as error:
+        raise EOFError(f"{receiver} closed the stream before it had answered to {what}{advice}") from error
+
+
+def _told_of_file(name: str, stream: Stream) -> AbstractAsyncContextManager[None]:
+    return _told(f"the file {name!r}", stream.remote_addr, "; sent again it goes on where it stopped")
 
 
 def _ignore(done: int, total: int) -> None:

@@ -4,6 +4,15 @@ from pilot.plugins.secure.authentication import ANY_NODE, Authentication, KeyLoo
 from pilot.plugins.secure.channel import SecureChannel
 from pilot.plugins.secure.handshake import PORT
 from pilot.plugins.secure.replay import ReplayCache
-from pilot.plugins.secure.service import SecureService
+from pilot.plugins.secure.service import SecureService, resolved_keys
 
-__all__ = ["ANY_NODE", "PORT", "Authentication", "KeyLookup", "ReplayCache", "SecureChannel", "SecureService"]
+__all__ = [
+    "ANY_NODE",
+    "PORT",
+    "Authentication",
+    "KeyLookup",
+    "ReplayCache",
+    "SecureChannel",
+    "SecureService",
+    "resolved_keys",
+]

@@ -87,6 +87,18 @@ async def a_full_subscriber_loses_and_counts_and_others_do_not(make: Callable[[]
         assert sum(1 for _ in range(10) if large.get_nowait() is not None) == 10, "a roomy subscriber lost events"
 
 
+async def a_subscription_holds_1024_events_unless_told_otherwise(make: Callable[[], EventBus]) -> None:
+    bus = make()
+    with bus.subscribe("") as subscription:
+        for number in range(1100):
+            bus.publish("a", {"number": number})
+        kept = 0
+        while (event := subscription.get_nowait()) is not None:
+            assert event.payload["number"] == kept, f"the oldest events are to be kept, {event!r} came at place {kept}"
+            kept += 1
+        assert (kept, subscription.dropped) == (1024, 76), f"of 1100 it kept {kept}, and counted {subscription.dropped}"
+
+
 async def waiting_is_awaitable_and_ends_with_the_subscription(make: Callable[[], EventBus]) -> None:
     bus = make()
     subscription = bus.subscribe("a")
@@ -139,6 +151,7 @@ EVENT_BUS_CHECKS: Final[tuple[Check, ...]] = (
     patterns_are_globs,
     the_order_is_that_of_publication,
     a_full_subscriber_loses_and_counts_and_others_do_not,
+    a_subscription_holds_1024_events_unless_told_otherwise,
     waiting_is_awaitable_and_ends_with_the_subscription,
     a_cancelled_wait_loses_nothing,
     two_waiters_are_an_error,

@@ -12,13 +12,20 @@ from typing import Any
 import pytest
 
 from pilot.coreapi import BusyError, InvalidValueError, PilotError, ServiceNotReadyError
-from pilot.plugins.dataexchange import FileProgress, FrameType, Limits, connection, filestream
+from pilot.plugins.dataexchange import DataExchangeClient, FileProgress, FrameType, Limits, connection, filestream
 from pilot.plugins.dataexchange.deliveries import DUPLICATE_SECONDS, MAX_DUPLICATES
 from pilot.plugins.dataexchange.filestream import Init, Kind
-from pilot.plugins.dataexchange.frames import Tags, encode_file, encode_frame, encode_tagged
+from pilot.plugins.dataexchange.frames import (
+    HEADER_BYTES,
+    Tags,
+    encode_file,
+    encode_frame,
+    encode_tagged,
+    header_untrusted,
+)
 from pilot.plugins.dataexchange.incoming import EARLY_CHUNKS
 from tests.plugins.dataexchange.helpers import BOB, CONTENT, Place, frame, running
-from tests.plugins.fakes import eventually, settle
+from tests.plugins.fakes import Network, eventually, settle
 
 DIGEST = hashlib.sha256(CONTENT).digest()
 ID = DIGEST[:16]
@@ -513,6 +520,36 @@ async def test_what_a_lying_receiver_says(tmp_path: Path) -> None:
 
 
 # ---- life -----------------------------------------------------------------------------------------------------------
+
+
+async def test_receivers_that_fall_silent_or_leave_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pilot.plugins.dataexchange.client.STEP_SECONDS", 0.05)
+    network = Network()
+    client = DataExchangeClient(network.deps(1).streams)
+    listener = await network.deps(2).streams.listen(1001)
+
+    async def fails(sending: Any, *, silent: bool) -> str:
+        task = asyncio.ensure_future(sending)
+        stream: Any = await listener.accept()
+        header = await stream.readexactly(HEADER_BYTES)
+        if header[3] == FrameType.FILESTREAM:
+            payload = await stream.readexactly(header_untrusted(header, 1 << 20)[1])
+            accepted = payload[1:17] + bytes(8)
+            await stream.write(encode_frame(FrameType.FILESTREAM, bytes([Kind.INIT_ACK]) + accepted))
+        if not silent:
+            await settle()  # it has sent all
+            await stream.close()
+        with pytest.raises(TimeoutError if silent else EOFError) as caught:
+            await task
+        await stream.close()
+        return str(caught.value)
+
+    for silent, message in [(True, "took nothing of"), (False, "closed the stream before it had answered to")]:
+        text = await fails(client.send_message(BOB, "hello"), silent=silent)
+        assert text.startswith(f"{BOB} {message} the message")
+        text = await fails(client.send_file(BOB, b"content", name="a.txt"), silent=silent)
+        assert text.startswith(f"{BOB} {message} the file 'a.txt'")
+        assert text.endswith("sent again it goes on where it stopped")
 
 
 async def test_stop_finishes_answers_and_cuts_files_off(tmp_path: Path) -> None:

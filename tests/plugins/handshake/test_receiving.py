@@ -33,6 +33,17 @@ async def send(stage: Stage, source: int, data: bytes, to: int = 2, *, split: in
     await settle(60)
 
 
+async def test_a_message_that_breaks_off_is_waited_for_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(life, "READ_SECONDS", 0.05)
+    stage = Stage()
+    async with stage.service(1), stage.service(2):
+        stream = await stage.deps[1].streams.dial(Addr(0, 2), 444)
+        await stream.write(message(1, 2)[:100])
+        async with asyncio.timeout(5.0):
+            assert await stream.read() == b"", "it is closed"
+        assert dropped(stage) == 1
+
+
 class Inbox:
     """What a node without the plugin gets on port 444."""
 
