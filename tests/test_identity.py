@@ -213,7 +213,7 @@ def test_a_failing_disk_leaves_the_old_key_in_use(path: Path, monkeypatch: pytes
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pilot._files.os.replace", full)
+    monkeypatch.setattr("pilot.coreapi.files.os.replace", full)
     with pytest.raises(OSError, match="No space left"):
         identity.commit_rotation()
     monkeypatch.undo()

@@ -1,9 +1,9 @@
-"""The contract between a node and its plugins: protocols, records, life cycle, recovery; no I/O (L10).
+"""The contract between a node and its plugins: protocols, records, life cycle, recovery (L10).
 
 Plugins import this package and nothing else of `pilot`; the node implements it. Names follow the Go package `coreapi`
 of the official daemon (docs/COREAPI.md maps each); methods and fields are `snake_case`, errors are exceptions, and a
-context is the cancellation of the awaiting task. Everything belongs to the loop and thread of the node that handed it
-out.
+context is the cancellation of the awaiting task. Nothing here does I/O but `files`, for the small files of plugins and
+nodes. Everything belongs to the loop and thread of the node that handed it out.
 """
 
 from pilot._fast.addr import Addr

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pilot._fast.addr import Addr
 from pilot._fast.errors import BusyError, InvalidValueError
-from pilot._files import read_limited, read_with_mode, write_atomically
+from pilot.coreapi.files import read_limited, read_with_mode, write_atomically
 from pilot.protocol.signed_request import RequestEnvelope
 
 if TYPE_CHECKING:

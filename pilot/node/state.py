@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from pilot._fast.errors import BusyError, InvalidValueError
-from pilot._files import private_directory, read_limited, write_atomically
+from pilot.coreapi.files import private_directory, read_limited, write_atomically
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -19,8 +19,8 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pilot._files import private_directory, sync_directory
 from pilot.coreapi import BusyError
+from pilot.coreapi.files import private_directory, sync_directory
 from pilot.plugins.dataexchange.naming import numbered_names, stamped_name
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from pilot._files import private_directory, write_atomically
 from pilot.coreapi import BusyError
+from pilot.coreapi.files import private_directory, write_atomically
 from pilot.plugins._gojson import go_escaped
 from pilot.plugins.dataexchange.frames import FrameType
 

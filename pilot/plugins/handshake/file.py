@@ -14,8 +14,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from pilot._files import private_directory, read_limited, write_atomically
 from pilot.coreapi import InvalidValueError
+from pilot.coreapi.files import private_directory, read_limited, write_atomically
 from pilot.plugins.handshake.message import printable
 from pilot.plugins.handshake.records import MAX_DISTRUSTED, REQUEST_SECONDS, PendingRequest, TrustBook, TrustRecord
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
-from pilot._files import private_directory, read_limited, write_atomically
 from pilot.coreapi import InvalidValueError, PilotError, Service, recover_plugin
+from pilot.coreapi.files import private_directory, read_limited, write_atomically
 from pilot.plugins._serving import StreamServer
 from pilot.plugins.nameserver.lines import MAX_MESSAGE_BYTES, PORT, Request, parse_request_untrusted
 from pilot.plugins.nameserver.records import Records

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import Final
 
-from pilot._files import private_directory, read_limited, write_atomically
 from pilot.coreapi import InvalidValueError
+from pilot.coreapi.files import private_directory, read_limited, write_atomically
 from pilot.plugins.policy.peers import MAX_STATE_BYTES, PeerTable
 
 __all__ = ["StateStore"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, Protocol
 
-from pilot._files import read_limited
 from pilot.coreapi import InvalidValueError, PilotError
+from pilot.coreapi.files import read_limited
 from pilot.plugins.trustedagents.document import MAX_DOCUMENT_BYTES
 
 if TYPE_CHECKING:

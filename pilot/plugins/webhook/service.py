@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
-from pilot._files import private_directory, read_limited, write_atomically
 from pilot.coreapi import InvalidValueError, PilotError, Service
+from pilot.coreapi.files import private_directory, read_limited, write_atomically
 from pilot.plugins.webhook.delivery import Counters, Delivery
 from pilot.plugins.webhook.poster import HttpPoster, check_url
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pilot._files import write_atomically
 from pilot.coreapi import InvalidValueError
+from pilot.coreapi.files import write_atomically
 from pilot.plugins.handshake import file as file_module
 from pilot.plugins.handshake import records, replay
 from pilot.plugins.handshake.file import TrustFile, dump, load

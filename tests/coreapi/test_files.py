@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pilot._fast.errors import InvalidValueError
-from pilot._files import private_directory, read_limited, read_with_mode, write_atomically
+from pilot.coreapi.files import private_directory, read_limited, read_with_mode, write_atomically
 
 
 def test_a_file_is_private_and_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Small files of nodes and plugins: private, replaced atomically, read within a limit (shared by L9 and L11).
+"""Small files of nodes and plugins: private, replaced atomically, read within a limit (L10).
 
 All of it blocks: what may be more than a few kB is called through `asyncio.to_thread`.
 """
