@@ -48,7 +48,7 @@ class StateDirectory:
         except BlockingIOError:
             os.close(fd)
             raise BusyError(
-                f"state directory {self.path} is in use by another node: stop it or choose another state_dir (--state-dir)"
+                f"state directory {self.path} is in use by another node: stop it, or choose another one (--state-dir)"
             ) from None
         except BaseException:
             os.close(fd)
