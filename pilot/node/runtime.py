@@ -67,11 +67,11 @@ BEACON_LIST_JITTER_SECONDS: Final = 10.0
 ADDRESS_SECONDS: Final = 1.0
 """How often the own source address is compared (wire.md 12.5)."""
 NETWORKS_SECONDS: Final = 2.0
+"""How long the start waits for the first answer about the own networks."""
 DEAF_UPTIME_SECONDS: Final = 1800.0
 """A node younger than this is not ended for being deaf."""
 MAX_MISSED_WHEN_DEAF: Final = 4
 """Heartbeats in a row the registry has not taken: beyond, it is the whole network that is away."""
-"""How long the start waits for the first answer about the own networks."""
 
 _log = logging.getLogger("pilot.node")
 
