@@ -597,7 +597,7 @@ cdef class Datapath(FrameSink):
         cdef Peer peer
         self.port.attach(None)
         self.mux.close()
-        self.egress.sent_lately.clear()
+        self.egress.forget()
         for peer in self.peers_by_node.values():
             self.drop_session(peer)
             peer.pending = []
@@ -606,7 +606,6 @@ cdef class Datapath(FrameSink):
         self.timers.cancel(self.sweeper)
         self.timers.cancel(self.control_timer)
         self.last_peer = self.self_peer = None
-        self.egress.forget()
         self.control = IGNORE
 
     # ---- cold sends ----------------------------------------------------------------------------------------------

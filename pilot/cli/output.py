@@ -32,6 +32,7 @@ from pilot._fast.errors import (
     RegistryError,
 )
 from pilot._run import run
+from pilot.node.last_resort import EXIT_CODE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -56,7 +57,7 @@ class Exit(IntEnum):
     BROKEN = 7  # the connection broke
     REGISTRY = 8  # the registry cannot be reached or refused
     BUSY = 9  # in use: the state directory, a port
-    DEAF = 86  # nothing was received any more; with --end-when-deaf
+    DEAF = EXIT_CODE  # nothing was received any more; with --end-when-deaf
     INTERRUPTED = 130  # SIGINT before it was done
     TERMINATED = 143  # SIGTERM before it was done
 

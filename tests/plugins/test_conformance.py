@@ -16,6 +16,7 @@ from pilot.plugins.secure import SecureChannel, SecureService
 from pilot.plugins.webhook import WebhookService
 from pilot.testing.coreapi import SERVICE_CHECKS
 from tests.plugins.fakes import Network
+from tests.testing.checks import by_name
 
 
 async def handle(channel: SecureChannel) -> None:
@@ -33,7 +34,7 @@ SERVICES: dict[str, Callable[[Path], Service]] = {
 }
 
 
-@pytest.mark.parametrize("check", SERVICE_CHECKS, ids=lambda check: check.__name__)
+@by_name(SERVICE_CHECKS)
 @pytest.mark.parametrize("name", SERVICES)
 async def test_services(name: str, check: Any, tmp_path: Path) -> None:
     await check(lambda: SERVICES[name](tmp_path), Network().deps(1))

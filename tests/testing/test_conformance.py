@@ -19,10 +19,7 @@ from pilot.testing.coreapi import (
     StreamsUnderTest,
     node_deps,
 )
-
-
-def by_name(checks: Any) -> Any:
-    return pytest.mark.parametrize("check", checks, ids=lambda check: check.__name__)
+from tests.testing.checks import by_name, failing
 
 
 @by_name(EVENT_BUS_CHECKS)
@@ -150,12 +147,7 @@ class Forgetful:
 
 
 async def test_a_bad_bus_is_found_out() -> None:
-    failed = []
-    for check in EVENT_BUS_CHECKS:
-        try:
-            await check(Forgetful)
-        except AssertionError:
-            failed.append(check.__name__)
+    failed = await failing(EVENT_BUS_CHECKS, Forgetful)
     assert failed == ["a_full_subscriber_loses_and_counts_and_others_do_not"]
 
 

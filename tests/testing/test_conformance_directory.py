@@ -6,8 +6,6 @@ import base64
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from pilot.coreapi import Addr, PeerInfo, TrustMatch
 from pilot.node.identity import LocalIdentity
 from pilot.plugins.trustedagents import TrustedAgentsService
@@ -21,22 +19,7 @@ from pilot.testing.coreapi import (
 )
 from tests.node.test_networks import create
 from tests.plugins.trustedagents.test_service import ONE, VERIFIER, Host
-
-
-def by_name(checks: Any) -> Any:
-    return pytest.mark.parametrize("check", checks, ids=lambda check: check.__name__)
-
-
-async def failing(checks: Any, subject: Any) -> list[str]:
-    """Names of the checks that find fault with it."""
-    found = []
-    for check in checks:
-        try:
-            await check(subject)
-        except AssertionError:
-            found.append(check.__name__)
-    return found
-
+from tests.testing.checks import by_name, failing
 
 # ---- identities -----------------------------------------------------------------------------------------------------
 

@@ -10,9 +10,10 @@ import pytest
 from pilot.coreapi import PolicyManager, PolicyRunner
 from pilot.testing.coreapi import POLICY_MANAGER_CHECKS, SERVICE_CHECKS
 from tests.plugins.policy.hosts import World, in_world
+from tests.testing.checks import by_name
 
 
-@pytest.mark.parametrize("check", POLICY_MANAGER_CHECKS, ids=lambda check: check.__name__)
+@by_name(POLICY_MANAGER_CHECKS)
 def test_policy_manager(check: Any) -> None:
     async def scenario(world: World) -> None:
         for network in range(1, 20):
@@ -73,7 +74,7 @@ def test_a_bad_policy_manager_is_found_out(kind: type[Careless], check: str) -> 
     in_world(scenario)
 
 
-@pytest.mark.parametrize("check", SERVICE_CHECKS, ids=lambda check: check.__name__)
+@by_name(SERVICE_CHECKS)
 async def test_service(check: Any) -> None:
     world = World()
     await check(world.new_service, world.deps)
